@@ -10,7 +10,6 @@ import (
 	"bytes"
 	"context"
 	"debug/elf"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,7 +27,7 @@ type Module struct {
 	Name string
 	// Path is its path in the tree, without the suffix of a compression.
 	Path string
-	// Data is the module itself: decompressed, without signature.
+	// Data is the module itself, decompressed and slimmed.
 	Data []byte
 }
 
@@ -119,8 +118,12 @@ func (r *resolver) add(ctx context.Context, name string) error {
 	}
 	delete(r.active, name)
 	r.done[name] = true
+	slim, err := Slim(data)
+	if err != nil {
+		return fmt.Errorf("slim kernel module %s: %w", name, err)
+	}
 	path := file[:strings.LastIndex(file, ".ko")] + ".ko"
-	r.order = append(r.order, Module{Name: name, Path: path, Data: StripSignature(data)})
+	r.order = append(r.order, Module{Name: name, Path: path, Data: slim})
 	return nil
 }
 
@@ -175,27 +178,6 @@ func softBefore(value string) []string {
 		}
 	}
 	return names
-}
-
-// signatureMagic ends a signed module.
-const signatureMagic = "~Module signature appended~\n"
-
-// signatureHeader is the size of the kernel's struct module_signature, which stands before the magic and ends in the length
-// of the signature, big-endian.
-const signatureHeader = 12
-
-// StripSignature returns the module without the signature that is appended to it; checking it takes the guest's kernel
-// longer than loading. The guest's modules are trusted as the initramfs is, which comes from the host.
-func StripSignature(data []byte) []byte {
-	body, ok := bytes.CutSuffix(data, []byte(signatureMagic))
-	if !ok || len(body) < signatureHeader {
-		return data
-	}
-	size := uint64(binary.BigEndian.Uint32(body[len(body)-4:]))
-	if size > uint64(len(body)-signatureHeader) {
-		return data
-	}
-	return body[:len(body)-signatureHeader-int(size)]
 }
 
 // moduleName returns the name of the module in a file, and whether it is one.
