@@ -1,0 +1,231 @@
+package pod
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	agentv1 "runv/api/agent/v1"
+	"runv/internal/agentclient"
+	"runv/internal/factory"
+	"runv/internal/hypervisor"
+	"runv/internal/state"
+	"runv/internal/storage"
+)
+
+// OverheadBytes is what a VM gets on top of the memory limits of its containers: the
+// guest's kernel with its page tables, the agent, and the page cache that the
+// share needs. Measured with Debian's cloud kernel: MemTotal is 50 MiB below the VM's size, and the
+// idle guest uses 45 MiB of it.
+const OverheadBytes = 128 << 20
+
+// guestCall bounds a call to the agent that runs no user code.
+const guestCall = 30 * time.Second
+
+// boot is the making of the pod's VM. It happens once; done is closed at its
+// end, and then vm or err is set.
+type boot struct {
+	cancel context.CancelCauseFunc
+	shared chan struct{} // closed when the share is there, or done
+	done   chan struct{}
+	vm     *factory.VM
+	err    error
+}
+
+// size is how large a VM to make.
+type size struct {
+	vcpus  int
+	memory int64 // bytes
+}
+
+// sizeFor turns the limits of a container (0: none) into the VM's size.
+func (p *Pod) sizeFor(vcpus int, memory int64) size {
+	s := size{vcpus: p.cfg.DefaultVCPUs, memory: p.cfg.DefaultMemory}
+	if vcpus > 0 {
+		s.vcpus = vcpus
+	}
+	if memory > 0 {
+		const mib = 1 << 20
+		s.memory = (memory + OverheadBytes + mib - 1) / mib * mib
+	}
+	return s
+}
+
+// startBoot begins the boot of the VM. On the pod's goroutine.
+func (p *Pod) startBoot(s size) {
+	p.to(Starting, "first container")
+	ctx, cancel := context.WithCancelCause(context.Background())
+	p.boot.cancel = cancel
+	p.boot.shared = make(chan struct{})
+	p.began = time.Now()
+	p.record.VCPUs, p.record.MemoryBytes = s.vcpus, s.memory
+	go func() {
+		defer cancel(nil)
+		began := time.Now()
+		err := p.cfg.Share.Start(ctx)
+		shareTook := time.Since(began)
+		close(p.boot.shared)
+		if err != nil {
+			p.boot.err = fmt.Errorf("start share: %w", err)
+		} else if p.boot.vm, err = p.startVM(ctx, s); err != nil {
+			p.boot.err = fmt.Errorf("start VM: %w", err)
+		}
+		close(p.boot.done)
+		p.post(func() { p.booted(shareTook) })
+	}()
+}
+
+// startVM gets the VM and makes its guest this pod's.
+func (p *Pod) startVM(ctx context.Context, s size) (*factory.VM, error) {
+	cfg := p.cfg.VM
+	cfg.VCPUs, cfg.MemoryBytes = s.vcpus, s.memory
+	cfg.Shares = []hypervisor.Share{{ID: "share", Tag: storage.Tag, Socket: p.cfg.Share.Socket()}}
+	vm, err := p.cfg.Factory.Get(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	if err := p.configure(ctx, vm); err != nil {
+		err = p.explain(err, vm)
+		_ = vm.Kill()
+		_ = vm.Agent.Close()
+		<-vm.Done()
+		return nil, err
+	}
+	vm.Phases = append(vm.Phases, factory.Phase{Name: "configure", Duration: time.Since(began)})
+	return vm, nil
+}
+
+func (p *Pod) configure(ctx context.Context, vm *factory.VM) error {
+	ctx, cancel := context.WithTimeout(ctx, guestCall)
+	defer cancel()
+	entropy := make([]byte, 64)
+	if _, err := rand.Read(entropy); err != nil {
+		return fmt.Errorf("read entropy: %w", err)
+	}
+	_, err := vm.Agent.Guest.Configure(ctx, &agentv1.ConfigureRequest{
+		Hostname:     p.ID(),
+		Entropy:      entropy,
+		TimeUnixNano: time.Now().UnixNano(),
+		ShareTag:     storage.Tag,
+	})
+	if err != nil {
+		return fmt.Errorf("configure guest: %w", err)
+	}
+	return nil
+}
+
+// booted takes over what the boot made. On the pod's goroutine.
+func (p *Pod) booted(shareTook time.Duration) {
+	p.phase("share", shareTook)
+	if p.boot.err != nil {
+		if p.state == Starting { // else the boot was cancelled
+			p.fail(p.boot.err)
+		}
+		return
+	}
+	vm := p.boot.vm
+	for _, ph := range vm.Phases {
+		p.phase(ph.Name, ph.Duration)
+	}
+	if p.state != Starting {
+		return // it is being dismantled already
+	}
+	p.vm = vm
+	p.to(Running, "agent answered")
+	info := vm.Info()
+	p.record.Command = info.Command
+	p.record.VM = nil
+	for _, pid := range append([]int{info.PID}, p.cfg.Share.Processes()...) {
+		if proc, err := state.ProcessOf(pid); err == nil {
+			p.record.VM = append(p.record.VM, proc)
+		}
+	}
+	p.save()
+	go p.watchVM(vm)
+	go p.watchEvents(vm)
+}
+
+// watchVM waits for the ends of what the pod cannot live without.
+func (p *Pod) watchVM(vm *factory.VM) {
+	select {
+	case <-vm.Done():
+		p.post(func() { p.vmEnded(vm.Err()) })
+	case <-p.cfg.Share.Done():
+		err := p.cfg.Share.Err()
+		p.post(func() { p.fail(fmt.Errorf("share ended: %w", orUnknown(err))) })
+	case <-vm.Agent.Done():
+		// Either the VM dies, which tells more, or the guest broke the channel.
+		select {
+		case <-vm.Done():
+			p.post(func() { p.vmEnded(vm.Err()) })
+		case <-time.After(2 * time.Second):
+			p.post(func() { p.fail(factory.WithConsole(errors.New("agent channel broke"), vm)) })
+		case <-p.ended:
+		}
+	case <-p.ended:
+	}
+}
+
+func orUnknown(err error) error {
+	if err == nil {
+		return errors.New("for no known reason")
+	}
+	return err
+}
+
+// awaitShare waits until containers can be added to the share.
+func (p *Pod) awaitShare(ctx context.Context) error {
+	select {
+	case <-p.boot.shared:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// awaitBoot waits for the VM.
+func (p *Pod) awaitBoot(ctx context.Context) (*factory.VM, error) {
+	select {
+	case <-p.boot.done:
+		return p.boot.vm, p.boot.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// explain replaces an error of a call to the agent by its cause when the VM
+// has died of it: the call only knows that the connection is lost.
+func (p *Pod) explain(err error, vm *factory.VM) error {
+	if !errdefs.IsUnavailable(err) {
+		select {
+		case <-vm.Agent.Done():
+		case <-vm.Done():
+		default:
+			return err
+		}
+	}
+	select {
+	case <-vm.Done():
+		if exit := vm.Err(); exit != nil {
+			return exit
+		}
+	case <-time.After(2 * time.Second):
+	}
+	return factory.WithConsole(err, vm)
+}
+
+// shutdownGuest lets the agent end all processes and write back what the guest holds.
+func shutdownGuest(ctx context.Context, vm *factory.VM) error {
+	select {
+	case <-vm.Done():
+		return nil
+	default:
+	}
+	_, err := vm.Agent.Guest.Shutdown(ctx, &agentv1.ShutdownRequest{})
+	return agentclient.Error(err)
+}

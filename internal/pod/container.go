@@ -1,0 +1,558 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	agentv1 "runv/api/agent/v1"
+	"runv/internal/agentclient"
+	"runv/internal/bundle"
+	"runv/internal/factory"
+	"runv/internal/journal"
+	"runv/internal/rpcerror"
+	"runv/internal/standin"
+	"runv/internal/state"
+	"runv/internal/storage"
+)
+
+// Deadlines of what a caller or a stand-in owes the pod.
+const (
+	standInTimeout = 10 * time.Second // from the request to the stand-in's connection
+	killTimeout    = 10 * time.Second // from SIGKILL to the end of a container
+)
+
+// initProcess is the key of a container's init among its processes, and its
+// exec id in requests.
+const initProcess = ""
+
+// container is the pod's record of one. It belongs to the pod's goroutine.
+type container struct {
+	record    state.Container
+	processes map[string]*process // by exec id
+	exits     []string            // exec ids of exited processes, oldest first
+	cancel    context.CancelCauseFunc
+	op        chan struct{} // closed at the end of the operation in flight; nil: none
+	gone      chan struct{} // closed when status is stopped
+	inGuest   bool          // the agent knows it
+}
+
+// CreateRequest asks for a container.
+type CreateRequest struct {
+	ID      string
+	Bundle  string // absolute path
+	StandIn standin.Token
+}
+
+// Create makes a container up to the point where only the user's program is missing,
+// and boots the VM if it is the first. It returns the stand-in's pid. All is undone
+// when it fails or ctx ends.
+func (p *Pod) Create(ctx context.Context, req CreateRequest) (int, error) {
+	b, err := bundle.Load(req.Bundle)
+	if err != nil {
+		return 0, fmt.Errorf("create %s: %w", req.ID, err)
+	}
+	for _, w := range b.Warnings {
+		p.log.Warn("bundle", "container", req.ID, "warning", w)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var c *container
+	if err := p.do(ctx, func() (err error) { c, err = p.admitContainer(req, b, cancel); return err }); err != nil {
+		return 0, fmt.Errorf("create %s: %w", req.ID, err)
+	}
+	pid, err := p.create(ctx, c, b, req)
+	if err != nil {
+		err = fmt.Errorf("create %s: %w", req.ID, err)
+		// The caller may be gone; the undoing has its own deadlines.
+		_ = p.do(context.WithoutCancel(ctx), func() error { p.abandon(c, err); return nil })
+		if errors.Is(err, errStopping) {
+			if cause := p.whyEnded(); cause != nil {
+				err = fmt.Errorf("create %s: %w", req.ID, cause)
+			}
+		}
+		return 0, err
+	}
+	return pid, nil
+}
+
+// whyEnded tells what the pod failed of, if it did.
+func (p *Pod) whyEnded() (cause error) {
+	if p.do(context.Background(), func() error { cause = p.failure; return nil }) != nil {
+		<-p.ended
+		cause = p.failure
+	}
+	return cause
+}
+
+// admitContainer adds the record of a new container and begins the VM's boot if it
+// is the first. On the pod's goroutine.
+func (p *Pod) admitContainer(req CreateRequest, b *bundle.Bundle, cancel context.CancelCauseFunc) (*container, error) {
+	_, known := p.containers[req.ID]
+	if err := admitCreate(p.state, req.ID, known); err != nil {
+		if p.failure != nil {
+			return nil, p.failure
+		}
+		return nil, err
+	}
+	record, err := p.cfg.Recorder.LoadContainer(req.ID)
+	if err != nil {
+		return nil, err
+	}
+	if record.PodID != p.ID() {
+		return nil, rpcerror.New(errdefs.ErrFailedPrecondition, fmt.Sprintf("the id is reserved for pod %s", record.PodID))
+	}
+	record.Status = ""
+	record.Bundle, record.Rootfs = b.Dir, b.Rootfs
+	record.OCIVersion, record.Annotations = b.Spec.Version, b.Spec.Annotations
+	record.Terminal = b.Spec.Process.Terminal
+	c := &container{
+		record:    record,
+		processes: make(map[string]*process),
+		cancel:    cancel,
+		op:        make(chan struct{}),
+		gone:      make(chan struct{}),
+	}
+	p.containers[req.ID] = c
+	p.setStatus(c, state.Creating)
+	if p.state == Idle {
+		p.startBoot(p.sizeFor(b.Size()))
+	}
+	return c, nil
+}
+
+// create does the work of Create. What it acquired for the container is undone by abandon.
+func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req CreateRequest) (int, error) {
+	began := time.Now()
+	peer, err := p.awaitStandIn(ctx, req.StandIn)
+	if err != nil {
+		return 0, err
+	}
+	proc := newProcess(c, initProcess, peer)
+	if err := p.do(ctx, func() error { c.record.StandIn = proc.standIn; return p.addProcess(proc) }); err != nil {
+		_ = peer.Close()
+		return 0, err
+	}
+	if err := p.awaitShare(ctx); err != nil {
+		return 0, err
+	}
+	mapping, err := p.addToShare(ctx, c, b)
+	if err != nil {
+		return 0, err
+	}
+	spec, err := b.GuestSpec(mapping.Root, mapping.Binds)
+	if err != nil {
+		return 0, err
+	}
+	mounted := time.Now()
+	vm, err := p.awaitBoot(ctx)
+	if err != nil {
+		return 0, err
+	}
+	booted := time.Now()
+	stdio, err := proc.openStreams(vm.Agent)
+	if err != nil {
+		return 0, p.explain(err, vm)
+	}
+	if err := p.do(ctx, func() error { c.inGuest = true; return nil }); err != nil {
+		return 0, err
+	}
+	if _, err := vm.Agent.Containers.Create(ctx, &agentv1.CreateRequest{Id: req.ID, Spec: spec, Stdio: stdio}); err != nil {
+		return 0, p.explain(agentclient.Error(err), vm)
+	}
+	return proc.standIn.PID, p.do(ctx, func() error {
+		if context.Cause(ctx) != nil {
+			return context.Cause(ctx)
+		}
+		p.phase("mount "+req.ID, mounted.Sub(began))
+		p.phase("create "+req.ID, time.Since(booted))
+		p.created(c, proc)
+		return nil
+	})
+}
+
+// addToShare makes the container's root and bind mounts visible to the VM.
+func (p *Pod) addToShare(ctx context.Context, c *container, b *bundle.Bundle) (storage.Mapping, error) {
+	binds := make(map[int]storage.Bind)
+	for _, bind := range b.Binds() {
+		binds[bind.Index] = storage.Bind{Source: bind.Source, Recursive: bind.Recursive, ReadOnly: bind.ReadOnly}
+	}
+	root := storage.Root{Path: b.Rootfs, ReadOnly: b.Spec.Root.Readonly}
+	m, err := p.cfg.Share.Add(ctx, c.record.ID, root, binds)
+	if err != nil {
+		return m, fmt.Errorf("mount: %w", err)
+	}
+	return m, nil
+}
+
+func (p *Pod) awaitStandIn(ctx context.Context, token standin.Token) (*standin.Peer, error) {
+	ctx, cancel := context.WithTimeout(ctx, standInTimeout)
+	defer cancel()
+	peer, err := p.cfg.StandIns.Await(ctx, token)
+	if err != nil {
+		return nil, fmt.Errorf("await stand-in: %w", err)
+	}
+	return peer, nil
+}
+
+// created moves a container on and begins its input and output. On the pod's goroutine.
+func (p *Pod) created(c *container, proc *process) {
+	p.setProcess(proc, ProcessCreated)
+	p.setStatus(c, state.Created)
+	p.endOp(c)
+	p.save()
+	p.append(journal.Event{Type: journal.Create, Container: c.record.ID, PID: proc.standIn.PID})
+	p.serve(proc)
+}
+
+// abandon undoes a failed Create. On the pod's goroutine.
+func (p *Pod) abandon(c *container, err error) {
+	p.log.Warn("create failed", "container", c.record.ID, "err", err)
+	vm, inGuest := p.vm, c.inGuest
+	id := c.record.ID
+	for _, proc := range c.processes {
+		p.dropProcess(proc)
+	}
+	if c.record.Status != state.Stopped { // it is when the VM has died
+		p.setStatus(c, state.Stopped)
+	}
+	p.pending++
+	go func() {
+		p.removeFromVM(vm, id, inGuest)
+		p.post(func() { p.forget(c) })
+	}()
+	p.stopIfUnused()
+}
+
+// removeFromVM removes what the guest and the share hold of a container.
+func (p *Pod) removeFromVM(vm *factory.VM, id string, inGuest bool) {
+	if vm != nil && inGuest {
+		select {
+		case <-p.stopped:
+		case <-vm.Done():
+		default:
+			ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+			if _, err := vm.Agent.Containers.Delete(ctx, &agentv1.DeleteRequest{Id: id}); err != nil {
+				select {
+				case <-vm.Agent.Done(): // it went with the VM
+				default:
+					p.log.Warn("delete container in guest", "container", id, "err", err)
+				}
+			}
+			cancel()
+		}
+	}
+	if err := p.cfg.Share.Remove(id); err != nil {
+		p.log.Error("remove from share", "container", id, "err", err)
+	}
+}
+
+// forget removes a container's record, which was pending. On the pod's goroutine.
+func (p *Pod) forget(c *container) {
+	p.pending--
+	p.endOp(c)
+	if p.containers[c.record.ID] != c {
+		return
+	}
+	delete(p.containers, c.record.ID)
+	if err := p.cfg.Recorder.RemoveContainer(c.record.ID); err != nil {
+		p.log.Error("remove container's record", "container", c.record.ID, "err", err)
+	}
+}
+
+// setStatus moves a container to a status and records it. On the pod's goroutine.
+func (p *Pod) setStatus(c *container, next state.Status) {
+	if err := transition(containerNext, c.record.Status, next); err != nil {
+		p.log.Error("container state", "container", c.record.ID, "err", err)
+		return
+	}
+	p.log.Debug("container state", "container", c.record.ID, "from", c.record.Status, "to", next)
+	c.record.Status = next
+	if next == state.Stopped {
+		close(c.gone)
+	}
+	if err := p.cfg.Recorder.SaveContainer(c.record); err != nil && !errdefs.IsNotFound(err) {
+		p.log.Error("save container", "container", c.record.ID, "err", err)
+	}
+}
+
+// find returns a container. On the pod's goroutine.
+func (p *Pod) find(id string) (*container, error) {
+	c, ok := p.containers[id]
+	if !ok {
+		return nil, rpcerror.New(errdefs.ErrNotFound, "container does not exist")
+	}
+	return c, nil
+}
+
+// inspect admits a verb that changes nothing in the pod's record of the container.
+func (p *Pod) inspect(ctx context.Context, v verb, id string) (vm *factory.VM, err error) {
+	err = p.do(ctx, func() error {
+		c, err := p.find(id)
+		if err != nil {
+			return err
+		}
+		vm = p.vm
+		return admit(v, id, c.record.Status)
+	})
+	return vm, err
+}
+
+// operate runs a verb that changes a container, one at a time for each: it admits the verb, calls the
+// agent, and lets commit change the record on the pod's goroutine.
+func (p *Pod) operate(ctx context.Context, v verb, id string, call func(ctx context.Context, vm *factory.VM) error, commit func(c *container)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var c *container
+	var vm *factory.VM
+	for c == nil {
+		var busy chan struct{}
+		err := p.do(ctx, func() error {
+			found, err := p.find(id)
+			if err != nil {
+				return err
+			}
+			if err := admit(v, id, found.record.Status); err != nil {
+				return err
+			}
+			if busy = found.op; busy == nil {
+				c, vm = found, p.vm
+				c.op, c.cancel = make(chan struct{}), cancel
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if busy != nil {
+			select {
+			case <-busy:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+	}
+	err := p.explain(agentclient.Error(call(ctx, vm)), vm)
+	_ = p.do(context.WithoutCancel(ctx), func() error {
+		if err == nil {
+			commit(c)
+		}
+		p.endOp(c)
+		return nil
+	})
+	return err
+}
+
+// endOp ends a container's operation in flight. On the pod's goroutine.
+func (p *Pod) endOp(c *container) {
+	if c.op != nil {
+		close(c.op)
+		c.op = nil
+	}
+	c.cancel = func(error) {}
+}
+
+// Start runs the user's program of a created container.
+func (p *Pod) Start(ctx context.Context, id string) error {
+	began := time.Now()
+	err := p.operate(ctx, verbStart, id, func(ctx context.Context, vm *factory.VM) error {
+		_, err := vm.Agent.Containers.Start(ctx, &agentv1.StartRequest{Id: id})
+		return err
+	}, func(c *container) {
+		// The program may have ended already, and its event may have come first.
+		if c.record.Status == state.Created {
+			p.setStatus(c, state.Running)
+		}
+		proc := c.processes[initProcess]
+		if proc.state == ProcessCreated {
+			p.setProcess(proc, ProcessRunning)
+		}
+		p.phase("start "+id, time.Since(began))
+		p.save()
+		p.append(journal.Event{Type: journal.Start, Container: id, PID: proc.standIn.PID})
+	})
+	if err != nil {
+		return fmt.Errorf("start %s: %w", id, err)
+	}
+	return nil
+}
+
+// Pause freezes a running container.
+func (p *Pod) Pause(ctx context.Context, id string) error {
+	return p.operate(ctx, verbPause, id, func(ctx context.Context, vm *factory.VM) error {
+		_, err := vm.Agent.Containers.Pause(ctx, &agentv1.PauseRequest{Id: id})
+		return err
+	}, func(c *container) {
+		if c.record.Status == state.Running {
+			p.setStatus(c, state.Paused)
+			p.append(journal.Event{Type: journal.Paused, Container: id})
+		}
+	})
+}
+
+// Resume thaws a paused container.
+func (p *Pod) Resume(ctx context.Context, id string) error {
+	return p.operate(ctx, verbResume, id, func(ctx context.Context, vm *factory.VM) error {
+		_, err := vm.Agent.Containers.Resume(ctx, &agentv1.ResumeRequest{Id: id})
+		return err
+	}, func(c *container) {
+		if c.record.Status == state.Paused {
+			p.setStatus(c, state.Running)
+			p.append(journal.Event{Type: journal.Resumed, Container: id})
+		}
+	})
+}
+
+// State returns a container's record.
+func (p *Pod) State(ctx context.Context, id string) (record state.Container, err error) {
+	err = p.do(ctx, func() error {
+		c, err := p.find(id)
+		if err == nil {
+			record = c.record
+		}
+		return err
+	})
+	return record, err
+}
+
+// Stats reads what a container uses.
+func (p *Pod) Stats(ctx context.Context, id string) (*agentv1.StatsResponse, error) {
+	vm, err := p.inspect(ctx, verbInspect, id)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := vm.Agent.Containers.Stats(ctx, &agentv1.StatsRequest{Id: id})
+	return resp, p.explain(agentclient.Error(err), vm)
+}
+
+// Processes lists what runs in a container.
+func (p *Pod) Processes(ctx context.Context, id string) ([]*agentv1.Process, error) {
+	vm, err := p.inspect(ctx, verbInspect, id)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := vm.Agent.Containers.Processes(ctx, &agentv1.ProcessesRequest{Id: id})
+	if err != nil {
+		return nil, p.explain(agentclient.Error(err), vm)
+	}
+	return resp.Processes, nil
+}
+
+// Delete removes a container that is created or stopped, or with force any. When it was the
+// last, it returns after the VM has gone.
+func (p *Pod) Delete(ctx context.Context, id string, force bool) error {
+	v := verbDelete
+	if force {
+		v = verbForceDelete
+	}
+	var c *container
+	err := p.do(ctx, func() (err error) {
+		if c, err = p.find(id); err != nil {
+			return err
+		}
+		return admit(v, id, c.record.Status)
+	})
+	if force && errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := p.kill(ctx, c); err != nil {
+		return fmt.Errorf("delete %s: %w", id, err)
+	}
+	return p.remove(ctx, c)
+}
+
+// kill ends a container with all its processes and returns when it is stopped.
+// A guest that does not obey loses its VM.
+func (p *Pod) kill(ctx context.Context, c *container) error {
+	var vm *factory.VM
+	var status state.Status
+	err := p.do(ctx, func() error {
+		vm, status = p.vm, c.record.Status
+		if status == state.Creating {
+			c.cancel(rpcerror.New(errdefs.ErrAborted, "container is being deleted"))
+		}
+		return nil
+	})
+	if err != nil || status == state.Stopped {
+		return err
+	}
+	deadline, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	if status != state.Creating {
+		_, err = vm.Agent.Processes.Signal(deadline, &agentv1.SignalRequest{ContainerId: c.record.ID, Signal: 9, All: true})
+		if err = agentclient.Error(err); err != nil && !errdefs.IsNotFound(err) {
+			p.log.Warn("kill container", "container", c.record.ID, "err", err)
+		}
+	}
+	select {
+	case <-c.gone:
+		return nil
+	case <-deadline.Done():
+	}
+	p.log.Warn("container does not end, killing its VM", "container", c.record.ID)
+	if err := p.do(context.WithoutCancel(ctx), func() error {
+		p.fail(fmt.Errorf("container %s did not end %s after SIGKILL", c.record.ID, killTimeout))
+		return nil
+	}); err != nil {
+		return err
+	}
+	select {
+	case <-c.gone:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// remove removes a stopped container, after the operation that is in flight.
+func (p *Pod) remove(ctx context.Context, c *container) error {
+	var vm *factory.VM
+	var last, known bool
+	for busy := c.gone; busy != nil; {
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		err := p.do(ctx, func() error {
+			if known = p.containers[c.record.ID] == c; !known {
+				busy = nil
+				return nil // somebody else has removed it
+			}
+			if busy = c.op; busy != nil {
+				return nil
+			}
+			p.pending++
+			c.op = make(chan struct{})
+			vm, last = p.vm, !p.live()
+			for _, proc := range c.processes {
+				proc.discard()
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if !known {
+		return nil
+	}
+	var err error
+	if last {
+		// The VM goes as a whole; taking it apart piece by piece would only take longer.
+		err = p.awaitStopped(ctx)
+	} else {
+		p.removeFromVM(vm, c.record.ID, c.inGuest)
+	}
+	return errors.Join(err, p.do(context.WithoutCancel(ctx), func() error {
+		p.append(journal.Event{Type: journal.Delete, Container: c.record.ID})
+		p.forget(c)
+		return nil
+	}))
+}

@@ -1,0 +1,325 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"runv/internal/factory"
+	"runv/internal/hypervisor"
+	"runv/internal/journal"
+	"runv/internal/rpcerror"
+	"runv/internal/standin"
+	"runv/internal/state"
+	"runv/internal/storage"
+)
+
+// vmFactory is where the pod gets its VM; factory.Direct is one.
+type vmFactory interface {
+	Get(ctx context.Context, cfg hypervisor.Config) (*factory.VM, error)
+}
+
+// share is the directory that the VM sees; storage.Share is one.
+type share interface {
+	Start(ctx context.Context) error
+	Socket() string
+	Add(ctx context.Context, containerID string, root storage.Root, binds map[int]storage.Bind) (storage.Mapping, error)
+	Remove(containerID string) error
+	Processes() []int
+	Done() <-chan struct{}
+	Err() error
+	Close(ctx context.Context) error
+}
+
+// recorder keeps what must survive the supervisor; state.Store is one.
+type recorder interface {
+	LoadContainer(id string) (state.Container, error)
+	SaveContainer(c state.Container) error
+	RemoveContainer(id string) error
+	SavePod(p state.Pod) error
+}
+
+// standIns gives the stand-ins that connect; standin.Listener is one.
+type standIns interface {
+	Await(ctx context.Context, token standin.Token) (*standin.Peer, error)
+}
+
+// Config describes a pod. All fields are needed.
+type Config struct {
+	Record        state.Pod         // as created; the pod fills in the rest
+	VM            hypervisor.Config // all but the size and the shares
+	DefaultVCPUs  int
+	DefaultMemory int64 // bytes
+	IdleTimeout   time.Duration
+
+	Factory  vmFactory
+	Share    share
+	Recorder recorder
+	StandIns standIns
+	Journal  *journal.Journal
+	Log      *slog.Logger
+}
+
+// Pod is one VM and all that lives in it. Its exported methods are safe for
+// concurrent use; they block until the deed is done.
+type Pod struct {
+	cfg    Config
+	log    *slog.Logger
+	inputs chan func()
+	ended  chan struct{} // closed when Run has returned
+	boot   boot
+
+	// What follows belongs to the goroutine of Run.
+	state      State
+	record     state.Pod
+	containers map[string]*container
+	vm         *factory.VM
+	failure    error // why the VM ended, if nobody asked it to
+	pending    int   // ends that are still to be told, records still to be removed
+	began      time.Time
+	stopped    chan struct{} // closed when state is Stopped
+}
+
+// New makes a pod that Run drives. It starts nothing.
+func New(cfg Config) *Pod {
+	return &Pod{
+		cfg:        cfg,
+		log:        cfg.Log,
+		inputs:     make(chan func()),
+		ended:      make(chan struct{}),
+		boot:       boot{done: make(chan struct{})},
+		state:      Idle,
+		record:     cfg.Record,
+		containers: make(map[string]*container),
+		stopped:    make(chan struct{}),
+	}
+}
+
+// Run owns the pod: it alone reads and writes its state, one input after the
+// other. It returns when the VM has gone, every process's end was told and its output
+// delivered. When ctx ends it shuts the pod down first.
+func (p *Pod) Run(ctx context.Context) error {
+	defer close(p.ended)
+	idle := time.NewTimer(p.cfg.IdleTimeout)
+	defer idle.Stop()
+	cancelled := ctx.Done()
+	for p.state != Stopped || p.pending > 0 {
+		select {
+		case input := <-p.inputs:
+			input()
+		case <-idle.C:
+			if p.state == Idle {
+				p.log.Warn("nobody asked for a container", "timeout", p.cfg.IdleTimeout)
+				p.stop("idle")
+			}
+		case <-cancelled:
+			cancelled = nil
+			p.stop("supervisor is told to end")
+		}
+	}
+	return p.failure
+}
+
+// errEnded is the answer to requests that come when the pod has ended.
+var errEnded = rpcerror.New(errdefs.ErrUnavailable, "pod has ended")
+
+// do runs fn on the pod's goroutine and returns its error. fn must not block.
+func (p *Pod) do(ctx context.Context, fn func() error) error {
+	done := make(chan error, 1)
+	select {
+	case p.inputs <- func() { done <- fn() }:
+		return <-done
+	case <-p.ended:
+		return errEnded
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// post runs fn on the pod's goroutine unless the pod has ended. It must not
+// be called on that goroutine.
+func (p *Pod) post(fn func()) {
+	select {
+	case p.inputs <- fn:
+	case <-p.ended:
+	}
+}
+
+// to moves the pod to a state. On the pod's goroutine.
+func (p *Pod) to(next State, cause string) {
+	if err := transition(podNext, p.state, next); err != nil {
+		p.log.Error("pod state", "err", err, "cause", cause)
+		return
+	}
+	p.log.Info("pod state", "from", p.state, "to", next, "cause", cause)
+	p.state = next
+	if next == Stopped {
+		close(p.stopped)
+	}
+}
+
+// live tells whether a container keeps the VM alive. On the pod's goroutine.
+func (p *Pod) live() bool {
+	for _, c := range p.containers {
+		if c.record.Status != state.Stopped {
+			return true
+		}
+	}
+	return false
+}
+
+// append records an event; a full disk must not stop the pod.
+func (p *Pod) append(ev journal.Event) {
+	if err := p.cfg.Journal.Append(ev); err != nil {
+		p.log.Error("record event", "type", ev.Type, "err", err)
+	}
+}
+
+// save records the pod on disk.
+func (p *Pod) save() {
+	if err := p.cfg.Recorder.SavePod(p.record); err != nil {
+		p.log.Error("save pod", "err", err)
+	}
+}
+
+// phase adds a timed step to the record of the pod's start. On the pod's goroutine.
+func (p *Pod) phase(name string, d time.Duration) {
+	p.record.Phases = append(p.record.Phases, state.Phase{Name: name, Duration: d})
+}
+
+// Shutdown kills all containers, ends the VM and returns when it has gone.
+func (p *Pod) Shutdown(ctx context.Context) error {
+	err := p.do(ctx, func() error {
+		p.stop("shutdown was asked for")
+		return nil
+	})
+	if errors.Is(err, errEnded) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return p.awaitStopped(ctx)
+}
+
+func (p *Pod) awaitStopped(ctx context.Context) error {
+	select {
+	case <-p.stopped:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the VM's end: %w", context.Cause(ctx))
+	}
+}
+
+// ID is the pod's.
+func (p *Pod) ID() string { return p.cfg.Record.ID }
+
+// Follow tells events; see journal.Journal.Follow.
+func (p *Pod) Follow(ctx context.Context, after uint64, wait bool, fn func(journal.Event) error) error {
+	return p.cfg.Journal.Follow(ctx, after, wait, fn)
+}
+
+// stopIfUnused begins the VM's shutdown when no container needs it. On the pod's goroutine.
+func (p *Pod) stopIfUnused() {
+	if !p.live() {
+		p.stop("no container is left")
+	}
+}
+
+// Deadlines of the shutdown's steps. Under load a guest without KVM may take seconds to sync.
+const (
+	shutdownTimeout = 10 * time.Second
+	stopTimeout     = 5 * time.Second
+	closeTimeout    = 5 * time.Second
+)
+
+// stop begins the shutdown of the VM, once. On the pod's goroutine.
+func (p *Pod) stop(cause string) {
+	if p.state == Stopping || p.state == Stopped {
+		return
+	}
+	booted := p.state != Idle
+	p.to(Stopping, cause)
+	for _, c := range p.containers {
+		c.cancel(errStopping)
+	}
+	graceful := p.failure == nil
+	go func() {
+		if booted {
+			p.boot.cancel(errStopping)
+			<-p.boot.done
+			p.dismantle(graceful)
+		}
+		p.post(func() {
+			p.endAll()
+			p.to(Stopped, cause)
+		})
+	}()
+}
+
+var errStopping = rpcerror.New(errdefs.ErrFailedPrecondition, "pod is stopping")
+
+// dismantle undoes the boot, in reverse order. The agent gets a chance to write
+// back what the guest holds unless the VM has failed.
+func (p *Pod) dismantle(graceful bool) {
+	if vm := p.boot.vm; vm != nil {
+		if graceful {
+			ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+			if err := shutdownGuest(ctx, vm); err != nil {
+				p.log.Warn("shut down guest", "err", err)
+			}
+			cancel()
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		if err := vm.Stop(ctx); err != nil {
+			p.log.Warn("stop VM", "err", err)
+		}
+		cancel()
+		_ = vm.Agent.Close()
+		<-vm.Done()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if err := p.cfg.Share.Close(ctx); err != nil {
+		p.log.Error("close share", "err", err)
+	}
+}
+
+// endAll ends the processes whose end the agent can no longer tell: the VM
+// has gone, and they with it. On the pod's goroutine.
+func (p *Pod) endAll() {
+	for _, c := range p.containers {
+		for _, proc := range c.processes {
+			p.exited(proc, exitKilled, time.Now())
+			p.drained(proc, nil)
+		}
+	}
+}
+
+// exitKilled is the status of a process that died by SIGKILL.
+const exitKilled = 128 + 9
+
+// vmEnded is told when the VM is gone. On the pod's goroutine.
+func (p *Pod) vmEnded(err error) {
+	if p.state == Stopping || p.state == Stopped {
+		return
+	}
+	if err == nil {
+		err = errors.New("the guest powered itself off")
+	}
+	p.fail(fmt.Errorf("VM ended: %w", err))
+}
+
+// fail ends a pod whose VM cannot go on. On the pod's goroutine.
+func (p *Pod) fail(err error) {
+	if p.state == Stopping || p.state == Stopped {
+		return
+	}
+	p.log.Error("pod failed", "err", err)
+	p.failure = err
+	p.stop(err.Error())
+}

@@ -1,0 +1,175 @@
+package supervisor
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+
+	supervisorv1 "runv/api/supervisor/v1"
+	"runv/internal/journal"
+	"runv/internal/pod"
+	"runv/internal/rpcerror"
+	"runv/internal/standin"
+)
+
+// maxRequest bounds a message: a spec of 3 MiB and what goes around it.
+const maxRequest = 4 << 20
+
+// newServer returns a gRPC server with the services of api/supervisor/v1 for a pod.
+func newServer(p *pod.Pod, version string, log *slog.Logger) *grpc.Server {
+	s := grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+			began := time.Now()
+			resp, err := handler(ctx, req)
+			log.Debug("call", "method", info.FullMethod, "took", time.Since(began), "err", err)
+			return resp, rpcerror.ToStatus(err)
+		}),
+		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+			return rpcerror.ToStatus(handler(srv, ss))
+		}),
+	)
+	supervisorv1.RegisterPodServer(s, &podService{pod: p, version: version})
+	supervisorv1.RegisterContainersServer(s, &containersService{pod: p})
+	supervisorv1.RegisterProcessesServer(s, &processesService{pod: p})
+	return s
+}
+
+type podService struct {
+	supervisorv1.UnimplementedPodServer
+	pod     *pod.Pod
+	version string
+}
+
+func (s *podService) Version(context.Context, *supervisorv1.VersionRequest) (*supervisorv1.VersionResponse, error) {
+	return &supervisorv1.VersionResponse{Version: s.version, Api: "v1", Pid: uint32(os.Getpid()), PodId: s.pod.ID()}, nil
+}
+
+func (s *podService) Events(req *supervisorv1.EventsRequest, stream grpc.ServerStreamingServer[supervisorv1.Event]) error {
+	return s.pod.Follow(stream.Context(), req.After, req.Follow, func(ev journal.Event) error {
+		if req.ContainerId != "" && ev.Container != req.ContainerId && ev.Type != journal.Lost {
+			return nil
+		}
+		return stream.Send(&supervisorv1.Event{
+			Seq: ev.Seq, TimeUnixNano: ev.Time.UnixNano(), Type: ev.Type, ContainerId: ev.Container,
+			ExecId: ev.Exec, Pid: uint32(ev.PID), Status: ev.Status, Lost: ev.Lost,
+		})
+	})
+}
+
+func (s *podService) Shutdown(ctx context.Context, _ *supervisorv1.ShutdownRequest) (*supervisorv1.ShutdownResponse, error) {
+	return &supervisorv1.ShutdownResponse{}, s.pod.Shutdown(ctx)
+}
+
+type containersService struct {
+	supervisorv1.UnimplementedContainersServer
+	pod *pod.Pod
+}
+
+func (s *containersService) Create(ctx context.Context, req *supervisorv1.CreateRequest) (*supervisorv1.CreateResponse, error) {
+	token, err := standin.ParseToken(req.Standin)
+	if err != nil {
+		return nil, err
+	}
+	pid, err := s.pod.Create(ctx, pod.CreateRequest{ID: req.Id, Bundle: req.Bundle, StandIn: token})
+	return &supervisorv1.CreateResponse{Pid: uint32(pid)}, err
+}
+
+func (s *containersService) Start(ctx context.Context, req *supervisorv1.StartRequest) (*supervisorv1.StartResponse, error) {
+	return &supervisorv1.StartResponse{}, s.pod.Start(ctx, req.Id)
+}
+
+func (s *containersService) State(ctx context.Context, req *supervisorv1.StateRequest) (*supervisorv1.StateResponse, error) {
+	c, err := s.pod.State(ctx, req.Id)
+	if err != nil {
+		return nil, err
+	}
+	resp := &supervisorv1.StateResponse{Id: c.ID, Status: string(c.Status), Pid: uint32(c.StandIn.PID), Bundle: c.Bundle}
+	if c.ExitStatus != nil {
+		resp.ExitStatus = *c.ExitStatus
+	}
+	if c.ExitedAt != nil {
+		resp.ExitedUnixNano = c.ExitedAt.UnixNano()
+	}
+	return resp, nil
+}
+
+func (s *containersService) Delete(ctx context.Context, req *supervisorv1.DeleteRequest) (*supervisorv1.DeleteResponse, error) {
+	return &supervisorv1.DeleteResponse{}, s.pod.Delete(ctx, req.Id, req.Force)
+}
+
+func (s *containersService) Pause(ctx context.Context, req *supervisorv1.PauseRequest) (*supervisorv1.PauseResponse, error) {
+	return &supervisorv1.PauseResponse{}, s.pod.Pause(ctx, req.Id)
+}
+
+func (s *containersService) Resume(ctx context.Context, req *supervisorv1.ResumeRequest) (*supervisorv1.ResumeResponse, error) {
+	return &supervisorv1.ResumeResponse{}, s.pod.Resume(ctx, req.Id)
+}
+
+func (s *containersService) Stats(ctx context.Context, req *supervisorv1.StatsRequest) (*supervisorv1.StatsResponse, error) {
+	st, err := s.pod.Stats(ctx, req.Id)
+	if err != nil {
+		return nil, err
+	}
+	return &supervisorv1.StatsResponse{
+		CpuUsageNanos: st.CpuUsageNanos, CpuUserNanos: st.CpuUserNanos, CpuSystemNanos: st.CpuSystemNanos,
+		CpuThrottledPeriods: st.CpuThrottledPeriods, CpuThrottledNanos: st.CpuThrottledNanos,
+		MemoryUsageBytes: st.MemoryUsageBytes, MemoryLimitBytes: st.MemoryLimitBytes,
+		MemorySwapUsageBytes: st.MemorySwapUsageBytes, MemoryStat: st.MemoryStat,
+		PidsCurrent: st.PidsCurrent, PidsLimit: st.PidsLimit, OomKills: st.OomKills,
+	}, nil
+}
+
+type processesService struct {
+	supervisorv1.UnimplementedProcessesServer
+	pod *pod.Pod
+}
+
+func (s *processesService) Exec(ctx context.Context, req *supervisorv1.ExecRequest) (*supervisorv1.ExecResponse, error) {
+	token, err := standin.ParseToken(req.Standin)
+	if err != nil {
+		return nil, err
+	}
+	id, pid, err := s.pod.Exec(ctx, pod.ExecRequest{
+		Container: req.ContainerId, ExecID: req.ExecId, Process: req.Process, StandIn: token,
+	})
+	return &supervisorv1.ExecResponse{ExecId: id, Pid: uint32(pid)}, err
+}
+
+func (s *processesService) Signal(ctx context.Context, req *supervisorv1.SignalRequest) (*supervisorv1.SignalResponse, error) {
+	return &supervisorv1.SignalResponse{}, s.pod.Signal(ctx, req.ContainerId, req.ExecId, req.Signal, req.All)
+}
+
+func (s *processesService) Resize(ctx context.Context, req *supervisorv1.ResizeRequest) (*supervisorv1.ResizeResponse, error) {
+	return &supervisorv1.ResizeResponse{}, s.pod.Resize(ctx, req.ContainerId, req.ExecId, req.Width, req.Height)
+}
+
+func (s *processesService) CloseStdin(ctx context.Context, req *supervisorv1.CloseStdinRequest) (*supervisorv1.CloseStdinResponse, error) {
+	return &supervisorv1.CloseStdinResponse{}, s.pod.CloseStdin(ctx, req.ContainerId, req.ExecId)
+}
+
+func (s *processesService) Wait(ctx context.Context, req *supervisorv1.WaitRequest) (*supervisorv1.WaitResponse, error) {
+	status, at, err := s.pod.Wait(ctx, req.ContainerId, req.ExecId)
+	if err != nil {
+		return nil, err
+	}
+	return &supervisorv1.WaitResponse{Status: status, ExitedUnixNano: at.UnixNano()}, nil
+}
+
+func (s *processesService) List(ctx context.Context, req *supervisorv1.ListRequest) (*supervisorv1.ListResponse, error) {
+	procs, err := s.pod.Processes(ctx, req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	resp := &supervisorv1.ListResponse{}
+	for _, p := range procs {
+		resp.Processes = append(resp.Processes, &supervisorv1.Process{
+			Pid: p.Pid, ParentPid: p.ParentPid, Uid: p.Uid, StartTimeUnixNano: p.StartTimeUnixNano, CpuNanos: p.CpuNanos,
+			Tty: p.Tty, Command: p.Command, ExecId: p.ExecId, Init: p.Init,
+		})
+	}
+	return resp, nil
+}

@@ -1,0 +1,255 @@
+// Package supervisor is the process that owns one pod: it wires the pod's parts
+// together, serves the API that the command line calls, and sees to the order in
+// which all of it begins and ends.
+//
+// The command line starts it, detached, for a new pod; it ends by itself when
+// the pod has ended. It lives in a mount namespace of its own, so that the mounts
+// of the pod's share vanish with it however it dies, and all its children die
+// with it, too. What happens to containers is decided in internal/pod, not here.
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+
+	"runv/internal/config"
+	"runv/internal/factory"
+	"runv/internal/hypervisor"
+	"runv/internal/hypervisor/qemu"
+	"runv/internal/journal"
+	"runv/internal/mountns"
+	"runv/internal/pod"
+	"runv/internal/standin"
+	"runv/internal/state"
+	"runv/internal/storage"
+	"runv/internal/unixsock"
+)
+
+// Names in the pod's directory.
+const (
+	// Socket is where the API is served.
+	Socket = "supervisor.sock"
+	// EventsFile is the pod's journal.
+	EventsFile = "events.log"
+	// ConsoleFile is what the guest's console has shown.
+	ConsoleFile = "console.log"
+)
+
+// ReadyWord is what the supervisor writes to file descriptor 3 when it serves.
+// Anything else it writes there is why it cannot.
+const ReadyWord = "ok"
+
+const (
+	readyFD = 3
+	// idleTimeout ends a supervisor whose starter has died before it asked for a container.
+	idleTimeout = 30 * time.Second
+	// goodbyeTimeout is what answers in flight get at the end.
+	goodbyeTimeout = 5 * time.Second
+)
+
+// Options are the supervisor's arguments.
+type Options struct {
+	Root    string // state directory
+	Pod     string // id of a pod that exists in it
+	Debug   bool
+	Config  config.Overrides
+	Version string
+}
+
+// Main is the supervisor's main function: it returns the exit status. Who starts it passes
+// the writing end of a pipe as file descriptor 3.
+func Main(args []string, version string) int {
+	ready := os.NewFile(readyFD, "ready")
+	unix.CloseOnExec(readyFD)
+	opts, err := parse(args)
+	if err != nil {
+		return tellUnready(ready, err)
+	}
+	opts.Version = version
+	hostMounts, err := mountns.Enter(readyFD)
+	if err != nil {
+		return tellUnready(ready, err)
+	}
+	level := slog.LevelInfo
+	if opts.Debug {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	// The heap is small and short-lived; what counts is how little of it stays.
+	debug.SetGCPercent(50)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	if err := Run(ctx, opts, hostMounts, ready, log); err != nil {
+		log.Error("supervisor ended", "err", err)
+		return 1
+	}
+	return 0
+}
+
+func parse(args []string) (opts Options, err error) {
+	fs := flag.NewFlagSet("supervisor", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.StringVar(&opts.Root, "root", "", "state directory")
+	fs.StringVar(&opts.Pod, "pod", "", "pod id")
+	fs.BoolVar(&opts.Debug, "debug", false, "log more")
+	fs.StringVar(&opts.Config.File, "config", "", "configuration file")
+	fs.StringVar(&opts.Config.GuestDir, "guest-dir", "", "directory of the guest's files")
+	if err := fs.Parse(args); err != nil {
+		return opts, fmt.Errorf("supervisor: %w", err)
+	}
+	if opts.Root == "" || opts.Pod == "" {
+		return opts, errors.New("supervisor: --root and --pod are needed")
+	}
+	return opts, nil
+}
+
+// tellUnready gives the starter the reason; it is the one who tells the user.
+func tellUnready(ready *os.File, err error) int {
+	_, _ = fmt.Fprintln(ready, err)
+	_ = ready.Close()
+	return 1
+}
+
+// Run owns the pod until it has ended. It tells on ready when it serves, or why it cannot,
+// and closes it.
+func Run(ctx context.Context, opts Options, hostMounts, ready *os.File, log *slog.Logger) (err error) {
+	store, err := state.Open(opts.Root)
+	if err != nil {
+		tellUnready(ready, err)
+		return err
+	}
+	p, serve, err := wire(opts, store, hostMounts, log)
+	if err != nil {
+		tellUnready(ready, err)
+		return err
+	}
+	server := newServer(p, opts.Version, log)
+	serving := make(chan error, 1)
+	go func() { serving <- server.Serve(serve.api) }()
+	_, _ = fmt.Fprintln(ready, ReadyWord)
+	_ = ready.Close()
+
+	err = p.Run(ctx)
+	_ = serve.journal.Close() // followers end
+	stopServer(server)
+	<-serving
+	_ = serve.standIns.Close()
+	// What is left is for delete: a pod whose containers are all gone leaves nothing.
+	if rmErr := store.RemovePod(opts.Pod); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
+		log.Debug("keep pod's directory", "why", rmErr)
+	}
+	return err
+}
+
+// served is what must be closed after the pod has ended.
+type served struct {
+	api      net.Listener
+	standIns *standin.Listener
+	journal  *journal.Journal
+}
+
+// wire makes the pod with all its parts. Nothing runs yet but the two sockets.
+func wire(opts Options, store *state.Store, hostMounts *os.File, log *slog.Logger) (_ *pod.Pod, s served, err error) {
+	record, err := store.LoadPod(opts.Pod)
+	if err != nil {
+		return nil, s, err
+	}
+	cfg, err := config.Load(opts.Config)
+	if err != nil {
+		return nil, s, err
+	}
+	guest, err := cfg.Guest()
+	if err != nil {
+		return nil, s, err
+	}
+	accel, note, err := qemu.ProbeAccel(cfg.Accel)
+	if err != nil {
+		return nil, s, err
+	}
+	dir := store.PodDir(opts.Pod)
+	record.Driver, record.Accel, record.AccelNote, record.Kernel = "qemu", string(accel), note, guest.Release
+	if record.Supervisor, err = state.ProcessOf(os.Getpid()); err != nil {
+		return nil, s, err
+	}
+	if err := store.SavePod(record); err != nil {
+		return nil, s, err
+	}
+	// From here on a failed start leaves files in the pod's directory only; the
+	// starter purges the pod.
+	if s.journal, err = journal.Open(filepath.Join(dir, EventsFile)); err != nil {
+		return nil, s, err
+	}
+	if s.standIns, err = standin.Listen(dir); err != nil {
+		return nil, s, err
+	}
+	if s.api, err = unixsock.Listen(dir, Socket, "unix"); err != nil {
+		return nil, s, err
+	}
+	driver := qemu.New(log)
+	share := storage.NewShare(storage.ShareConfig{
+		Dir:        filepath.Join(dir, "share"),
+		Virtiofsd:  cfg.Virtiofsd,
+		Log:        log,
+		LogFile:    filepath.Join(dir, "virtiofsd.log"),
+		HostMounts: hostMounts,
+	})
+	vm := hypervisor.Config{
+		ID: opts.Pod, Binary: cfg.QEMU, Kernel: guest.Kernel, Initrd: guest.Initrd, Accel: accel, RunDir: dir,
+		User: vmUser(opts.Pod),
+	}
+	if opts.Debug {
+		vm.KernelArgs = append(vm.KernelArgs, "runv.log=debug")
+	}
+	return pod.New(pod.Config{
+		Record: record, VM: vm,
+		DefaultVCPUs: cfg.DefaultVCPUs, DefaultMemory: cfg.DefaultMemory, IdleTimeout: idleTimeout,
+		Factory: factory.Direct{Driver: driver, BootTimeout: cfg.BootTimeout},
+		Share:   share, Recorder: store, StandIns: s.standIns, Journal: s.journal, Log: log,
+	}), s, nil
+}
+
+// Identities of VMMs lie in a range that no known tool hands out (systemd's
+// UIDS-GIDS lists it as unused), one for each pod, so that the VMMs of two pods cannot
+// touch each other. Two pods that share one by chance are as confined as two
+// services of one user: the VMM has no files and no capabilities.
+const (
+	vmUserBase  = 0x70000000
+	vmUserCount = 0x0fffff00
+)
+
+// vmUser is whom the pod's VMM runs as.
+func vmUser(podID string) *hypervisor.User {
+	h := fnv.New32a()
+	_, _ = io.WriteString(h, podID)
+	id := vmUserBase + h.Sum32()%vmUserCount
+	return &hypervisor.User{UID: id, GID: id}
+}
+
+// stopServer lets answers in flight go out.
+func stopServer(s *grpc.Server) {
+	done := make(chan struct{})
+	go func() {
+		s.GracefulStop()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(goodbyeTimeout):
+		s.Stop()
+		<-done
+	}
+}
