@@ -1,0 +1,412 @@
+// Package harness runs the real bin/runv for tests: bundles, commands, and the
+// proof that nothing is left.
+//
+// Tests that use it boot real VMs. Main must be the package's TestMain: it makes the
+// test process the subreaper of everything that runv starts, as containerd's shim and conmon are,
+// so that a process that is left over is a child of the test and cannot hide.
+package harness
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"gotest.tools/v3/assert"
+)
+
+// Timeout bounds one command of a test: a VM boots in seconds, in tens of them under load.
+const Timeout = 2 * time.Minute
+
+// Main runs a package's tests with this process as subreaper and fails when
+// they leave a process behind.
+func Main(m *testing.M) {
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "these tests boot VMs and make mounts: run them as root")
+		os.Exit(1)
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, "become subreaper:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	if left := awaitNoChildren(20 * time.Second); left != "" {
+		fmt.Fprintln(os.Stderr, "the tests left processes:\n"+left)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// TreeRoot is the root of the source tree.
+func TreeRoot() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(file), "..", "..")
+}
+
+// Env is a state directory of a test's own.
+type Env struct {
+	t      testing.TB
+	Root   string            // --root
+	Dir    string            // for bundles and files; removed after the test
+	Runv   string            // the binary under test
+	Extra  []string          // global flags of each command
+	Setenv map[string]string // of each command
+}
+
+// New makes an Env. At the test's end it force-deletes all containers and then fails
+// the test if processes, mounts or files are left.
+func New(t testing.TB) *Env {
+	t.Helper()
+	bin := filepath.Join(TreeRoot(), "bin", "runv")
+	if _, err := os.Stat(bin); err != nil {
+		t.Fatalf("%v: run make first", err)
+	}
+	e := &Env{t: t, Dir: t.TempDir(), Runv: bin}
+	e.Root = filepath.Join(e.Dir, "root")
+	t.Cleanup(e.close)
+	return e
+}
+
+// close removes what the test made, and checks that it is all.
+func (e *Env) close() {
+	if e.t.Failed() {
+		e.explain()
+	}
+	for _, id := range e.ids() {
+		if r := e.Run("delete", "--force", id); r.Code != 0 {
+			e.t.Errorf("delete --force %s: %s", id, r.Stderr)
+		}
+	}
+	e.CheckNothingLeft()
+}
+
+func (e *Env) ids() []string {
+	entries, _ := os.ReadDir(filepath.Join(e.Root, "containers"))
+	var ids []string
+	for _, entry := range entries {
+		ids = append(ids, entry.Name())
+	}
+	return ids
+}
+
+// CheckNothingLeft fails the test unless, within seconds, there is no process,
+// mount, socket, cgroup or directory of a container or pod.
+func (e *Env) CheckNothingLeft() {
+	e.t.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	for {
+		left := e.left()
+		if left == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			e.t.Errorf("left behind:\n%s", left)
+			return
+		}
+		pause()
+	}
+}
+
+func (e *Env) left() string {
+	var b strings.Builder
+	b.WriteString(children())
+	for _, sub := range []string{"containers", "pods", "tmp"} {
+		entries, _ := os.ReadDir(filepath.Join(e.Root, sub))
+		for _, entry := range entries {
+			fmt.Fprintf(&b, "directory %s/%s\n", sub, entry.Name())
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		fmt.Fprintln(&b, err)
+	}
+	for _, line := range strings.Split(string(mounts), "\n") {
+		if strings.Contains(line, e.Dir) {
+			fmt.Fprintf(&b, "mount %s\n", line)
+		}
+	}
+	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/runv*")
+	for _, dir := range cgroups {
+		fmt.Fprintf(&b, "cgroup %s\n", dir)
+	}
+	return b.String()
+}
+
+// children reaps the dead children of this process that nobody waits for and
+// describes the living ones that runv has started.
+func children() string {
+	var b strings.Builder
+	tasks, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, task := range tasks {
+		data, _ := os.ReadFile(task)
+		for _, field := range strings.Fields(string(data)) {
+			pid, _ := strconv.Atoi(field)
+			comm, _ := os.ReadFile(filepath.Join("/proc", field, "comm"))
+			name := strings.TrimSpace(string(comm))
+			if !strings.HasPrefix(name, "runv") && !strings.HasPrefix(name, "qemu") && !strings.HasPrefix(name, "virtiofsd") {
+				continue
+			}
+			var status syscall.WaitStatus
+			if got, _ := syscall.Wait4(pid, &status, syscall.WNOHANG, nil); got == pid {
+				continue
+			}
+			cmdline, _ := os.ReadFile(filepath.Join("/proc", field, "cmdline"))
+			fmt.Fprintf(&b, "process %d %s: %.200s\n", pid, name, bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '}))
+		}
+	}
+	return b.String()
+}
+
+func awaitNoChildren(limit time.Duration) string {
+	for deadline := time.Now().Add(limit); ; pause() {
+		left := children()
+		if left == "" || time.Now().After(deadline) {
+			return left
+		}
+	}
+}
+
+// pause is the interval of the harness's polling for what has no event.
+func pause() { <-time.After(10 * time.Millisecond) }
+
+// Eventually fails the test unless cond comes true within seconds.
+func Eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !cond(); pause() {
+		if time.Now().After(deadline) {
+			t.Fatalf("did not happen: %s", what)
+		}
+	}
+}
+
+// Result is how a command ended.
+type Result struct {
+	Stdout, Stderr string
+	Code           int // exit status; 128+n when killed by signal n
+	Took           time.Duration
+}
+
+// Command makes a runv command that the caller runs. It is killed after Timeout.
+func (e *Env) Command(args ...string) *exec.Cmd {
+	ctx, cancel := context.WithTimeout(context.Background(), Timeout)
+	e.t.Cleanup(cancel)
+	global := append([]string{"--root", e.Root}, e.Extra...)
+	cmd := exec.CommandContext(ctx, e.Runv, append(global, args...)...)
+	cmd.Env = os.Environ()
+	for k, v := range e.Setenv {
+		cmd.Env = append(cmd.Env, k+"="+v)
+	}
+	return cmd
+}
+
+// Run runs runv without input.
+func (e *Env) Run(args ...string) Result { return e.RunInput(nil, args...) }
+
+// RunInput runs runv with this standard input.
+func (e *Env) RunInput(stdin io.Reader, args ...string) Result {
+	e.t.Helper()
+	cmd := e.Command(args...)
+	cmd.Stdin = stdin
+	return Finish(cmd)
+}
+
+// Finish runs a command to its end and returns what it wrote until then. Output goes
+// through files: a detached container keeps its stdout open, and a pipe would be waited for.
+func Finish(cmd *exec.Cmd) Result {
+	var files [2]*os.File
+	for i, w := range []*io.Writer{&cmd.Stdout, &cmd.Stderr} {
+		if *w != nil {
+			continue
+		}
+		f, err := os.CreateTemp("", "runv-test-output")
+		if err != nil {
+			return Result{Code: -1, Stderr: err.Error()}
+		}
+		defer f.Close()
+		defer os.Remove(f.Name())
+		files[i], *w = f, f
+	}
+	began := time.Now()
+	err := cmd.Run()
+	r := Result{Code: ExitCode(err), Took: time.Since(began)}
+	for i, text := range []*string{&r.Stdout, &r.Stderr} {
+		if files[i] != nil {
+			data, _ := os.ReadFile(files[i].Name())
+			*text = string(data)
+		}
+	}
+	if r.Code < 0 {
+		r.Stderr += err.Error()
+	}
+	return r
+}
+
+// ExitCode is the exit status that err of exec.Cmd stands for; -1 when the command did not run.
+func ExitCode(err error) int {
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			return 128 + int(ws.Signal())
+		}
+		return exit.ExitCode()
+	}
+	return -1
+}
+
+// OK runs runv, fails the test unless it exits with 0, and returns its output.
+func (e *Env) OK(args ...string) string {
+	e.t.Helper()
+	r := e.Run(args...)
+	if r.Code != 0 {
+		e.t.Fatalf("runv %s: exit status %d\n%s%s", strings.Join(args, " "), r.Code, r.Stdout, r.Stderr)
+	}
+	return r.Stdout
+}
+
+// Bundle makes a bundle whose root file system is busybox and whose process runs
+// args, and returns its path. edit may change the configuration.
+func (e *Env) Bundle(args []string, edit ...func(*specs.Spec)) string {
+	e.t.Helper()
+	dir, err := os.MkdirTemp(e.Dir, "bundle")
+	assert.NilError(e.t, err)
+	MakeRootfs(e.t, filepath.Join(dir, "rootfs"))
+	cmd := exec.Command(e.Runv, "spec", "--bundle", dir)
+	out, err := cmd.CombinedOutput()
+	assert.NilError(e.t, err, "%s", out)
+	e.EditSpec(dir, func(s *specs.Spec) {
+		s.Process.Terminal = false
+		s.Process.Args = args
+		s.Root.Readonly = false
+	})
+	for _, f := range edit {
+		e.EditSpec(dir, f)
+	}
+	return dir
+}
+
+// EditSpec changes a bundle's configuration.
+func (e *Env) EditSpec(dir string, edit func(*specs.Spec)) {
+	e.t.Helper()
+	path := filepath.Join(dir, "config.json")
+	data, err := os.ReadFile(path)
+	assert.NilError(e.t, err)
+	var s specs.Spec
+	assert.NilError(e.t, json.Unmarshal(data, &s))
+	edit(&s)
+	data, err = json.MarshalIndent(&s, "", "\t")
+	assert.NilError(e.t, err)
+	assert.NilError(e.t, os.WriteFile(path, data, 0o600))
+}
+
+// MakeRootfs makes a root file system of the host's static busybox.
+func MakeRootfs(t testing.TB, dir string) {
+	t.Helper()
+	const busybox = "/bin/busybox"
+	for _, sub := range []string{"bin", "etc", "proc", "sys", "dev", "tmp", "root"} {
+		assert.NilError(t, os.MkdirAll(filepath.Join(dir, sub), 0o755))
+	}
+	data, err := os.ReadFile(busybox)
+	assert.NilError(t, err)
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, "bin", "busybox"), data, 0o755))
+	list, err := exec.Command(busybox, "--list").Output()
+	assert.NilError(t, err)
+	for _, applet := range strings.Fields(string(list)) {
+		if applet != "busybox" {
+			assert.NilError(t, os.Symlink("busybox", filepath.Join(dir, "bin", applet)))
+		}
+	}
+	passwd := "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/tmp:/bin/sh\n"
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, "etc", "passwd"), []byte(passwd), 0o644))
+	group := "root:x:0:\nuser:x:1000:\nextra:x:2000:user\n"
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, "etc", "group"), []byte(group), 0o644))
+}
+
+// State is what `runv state` prints.
+type State struct {
+	specs.State
+	Rootfs  string `json:"rootfs"`
+	Created string `json:"created"`
+}
+
+// State returns a container's state.
+func (e *Env) State(id string) State {
+	e.t.Helper()
+	var s State
+	assert.NilError(e.t, json.Unmarshal([]byte(e.OK("state", id)), &s))
+	return s
+}
+
+// AwaitStatus waits until a container has a status.
+func (e *Env) AwaitStatus(id string, status specs.ContainerState) {
+	e.t.Helper()
+	Eventually(e.t, fmt.Sprintf("%s becomes %s", id, status), func() bool { return e.State(id).Status == status })
+}
+
+// PodDir is the directory of a container's pod.
+func (e *Env) PodDir(id string) string {
+	e.t.Helper()
+	dir, err := filepath.EvalSymlinks(filepath.Join(e.Root, "containers", id, "pod"))
+	assert.NilError(e.t, err)
+	return dir
+}
+
+// Pod is what the tests read of pod.json.
+type Pod struct {
+	Supervisor struct {
+		PID int `json:"pid"`
+	} `json:"supervisor"`
+	VM []struct {
+		PID int `json:"pid"`
+	} `json:"vm"`
+	Command []string `json:"command"`
+	Phases  []struct {
+		Name string  `json:"name"`
+		MS   float64 `json:"ms"`
+	} `json:"phases"`
+}
+
+// Pod reads the record of a container's pod. VM[0] is QEMU, the rest virtiofsd.
+func (e *Env) Pod(id string) Pod {
+	e.t.Helper()
+	data, err := os.ReadFile(filepath.Join(e.PodDir(id), "pod.json"))
+	assert.NilError(e.t, err)
+	var p Pod
+	assert.NilError(e.t, json.Unmarshal(data, &p))
+	return p
+}
+
+// explain prints what one needs to understand a failure.
+func (e *Env) explain() {
+	logs, _ := filepath.Glob(filepath.Join(e.Root, "pods", "*", "*.log"))
+	for _, path := range logs {
+		data, err := os.ReadFile(path)
+		if err != nil || len(data) == 0 {
+			continue
+		}
+		if len(data) > 8<<10 {
+			data = data[len(data)-8<<10:]
+		}
+		e.t.Logf("--- %s\n%s", path, data)
+	}
+	pods, _ := filepath.Glob(filepath.Join(e.Root, "pods", "*", "pod.json"))
+	for _, path := range pods {
+		data, _ := os.ReadFile(path)
+		e.t.Logf("--- %s\n%s", path, data)
+	}
+}
