@@ -64,8 +64,7 @@ func ReadDescription(path string) (*Description, error) {
 	}
 	d := &Description{dir: filepath.Dir(path), raw: data}
 	if err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(d); err != nil {
-		var strict *toml.StrictMissingError
-		if errors.As(err, &strict) {
+		if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
 			return nil, fmt.Errorf("read kernel description %s: unknown key\n%s", path, strict.String())
 		}
 		return nil, fmt.Errorf("read kernel description %s: %w", path, err)
