@@ -126,7 +126,9 @@ func TestSinkCloseInterrupts(t *testing.T) {
 					}
 				}
 			}()
-			p.kept.waitFull(t)
+			if name == "pipe" || name == "socket" { // a full pty may still call itself writable
+				p.kept.waitFull(t)
+			}
 			assert.NilError(t, sink.Close())
 			assert.Equal(t, <-wrote, os.ErrClosed)
 			assert.NilError(t, sink.Close())

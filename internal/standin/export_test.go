@@ -1,0 +1,4 @@
+package standin
+
+// ListenFor is Listen with another time for unclaimed clients.
+var ListenFor = listen
