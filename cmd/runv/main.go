@@ -1,0 +1,40 @@
+// Command runv runs OCI containers, each pod in a virtual machine of its own.
+//
+// One binary has several faces: the command line that runc's callers use, and
+// the processes that it starts of itself, the supervisor of a pod and the
+// stand-in of a container process.
+package main
+
+import (
+	"context"
+	"os"
+
+	"runv/internal/cli"
+	"runv/internal/standin"
+	"runv/internal/supervisor"
+)
+
+// version is set by the build.
+var version string
+
+func main() {
+	os.Exit(run(os.Args))
+}
+
+func run(args []string) int {
+	if len(args) > 1 {
+		switch args[1] {
+		case "supervisor":
+			return supervisor.Main(args[2:], version)
+		case "standin":
+			return standin.Main(args[2:])
+		}
+	}
+	return cli.Main(context.Background(), cli.Program{
+		Version: version,
+		Args:    args,
+		Stdin:   os.Stdin,
+		Stdout:  os.Stdout,
+		Stderr:  os.Stderr,
+	})
+}

@@ -1,0 +1,300 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+	urfave "github.com/urfave/cli/v3"
+	"golang.org/x/sys/unix"
+
+	supervisorv1 "runv/api/supervisor/v1"
+	"runv/internal/bundle"
+	"runv/internal/config"
+	"runv/internal/rpcerror"
+	"runv/internal/state"
+)
+
+const (
+	// createSlack is what create may take beyond the boot of the VM: the share,
+	// hooks, the guest's part.
+	createSlack = 30 * time.Second
+	// undoTimeout bounds the removal of a container that could not be created.
+	undoTimeout = 20 * time.Second
+	// shutdownTimeout is how long a supervisor may take to end in good order
+	// before it is killed.
+	shutdownTimeout = 5 * time.Second
+)
+
+func (a *app) createCommand() *urfave.Command {
+	var opts createOptions
+	return &urfave.Command{
+		Name:      "create",
+		Usage:     "create a container up to the point where its program could run",
+		ArgsUsage: "<container-id>",
+		Category:  groupLife,
+		Description: `Starts the virtual machine and prepares the container in it; "runv start" then
+runs the program. The id must be unique below --root. Standard input, output
+and error become those of the program; one that wants a terminal needs
+--console-socket.
+
+Examples:
+   runv create --bundle /srv/web web
+   runv create --bundle /srv/web --console-socket /tmp/tty.sock --pid-file /run/web.pid web`,
+		Flags: opts.flags(),
+		Action: forContainer(func(ctx context.Context, _ *urfave.Command, id string) error {
+			opts.detach = true
+			ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
+			defer stop()
+			c, err := a.create(ctx, id, opts)
+			if err != nil {
+				return err
+			}
+			c.close()
+			return nil
+		}),
+	}
+}
+
+// createOptions are the flags that create and run share.
+type createOptions struct {
+	bundle        string
+	consoleSocket string
+	pidFile       string
+	preserveFDs   int
+	detach        bool // of run; create always is
+}
+
+func (o *createOptions) flags() []urfave.Flag {
+	return []urfave.Flag{
+		&urfave.StringFlag{
+			Name: "bundle", Aliases: []string{"b"}, Value: ".", Destination: &o.bundle, TakesFile: true,
+			Usage: "`DIR` of the bundle",
+		},
+		&urfave.StringFlag{
+			Name: "console-socket", Destination: &o.consoleSocket, TakesFile: true,
+			Usage: "unix `SOCKET` that gets the master end of the process's terminal",
+		},
+		&urfave.StringFlag{
+			Name: "pid-file", Destination: &o.pidFile, TakesFile: true,
+			Usage: "write the pid of the container's stand-in to `FILE`",
+		},
+		preserveFDsFlag(&o.preserveFDs),
+		&urfave.BoolFlag{Name: "no-pivot", Usage: "without effect; runc has it"},
+		&urfave.BoolFlag{Name: "no-new-keyring", Usage: "without effect; runc has it"},
+	}
+}
+
+func preserveFDsFlag(n *int) urfave.Flag {
+	return &urfave.IntFlag{
+		Name: "preserve-fds", Destination: n,
+		Usage: "pass `N` more files; 0 only: files cannot be passed into a virtual machine",
+	}
+}
+
+// check refuses combinations of flags, as runc does.
+func (o *createOptions) check(terminal bool) error {
+	if err := checkPreserveFDs(o.preserveFDs); err != nil {
+		return err
+	}
+	return checkTerminal(o.detach, terminal, o.consoleSocket)
+}
+
+func checkPreserveFDs(n int) error {
+	if n != 0 {
+		return rpcerror.New(errdefs.ErrNotImplemented,
+			fmt.Sprintf("--preserve-fds=%d: open files cannot be passed into a virtual machine", n))
+	}
+	return nil
+}
+
+func checkTerminal(detach, terminal bool, consoleSocket string) error {
+	if detach && terminal && consoleSocket == "" {
+		return errors.New("cannot allocate tty if runv will detach without setting console socket")
+	}
+	if (!detach || !terminal) && consoleSocket != "" {
+		return errors.New("cannot use console socket if runv will not detach or allocate tty")
+	}
+	return nil
+}
+
+// created is a container that create has made, and the way to its supervisor.
+type created struct {
+	id         string
+	store      *state.Store
+	supervisor *supervisor
+	standIn    *standIn
+	terminal   bool
+}
+
+func (c *created) close() { c.supervisor.close() }
+
+// create makes a container in a pod of its own. When it fails, or ctx ends
+// before it is done, everything is taken back. The caller closes the result.
+func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *created, err error) {
+	b, err := a.loadBundle(opts.bundle)
+	if err != nil {
+		return nil, err
+	}
+	terminal := b.Spec.Process != nil && b.Spec.Process.Terminal
+	if err := opts.check(terminal); err != nil {
+		return nil, err
+	}
+	cfg, err := a.loadConfig()
+	if err != nil {
+		return nil, err
+	}
+	var undo undo
+	defer func() {
+		if err == nil {
+			return
+		}
+		if undoErr := undo.run(); undoErr != nil {
+			a.warn("undo create %s: %v", id, undoErr)
+		}
+	}()
+
+	store, podID, err := a.reserve(ctx, id, b, terminal, &undo)
+	if err != nil {
+		return nil, err
+	}
+	process, err := a.launch(ctx, podID, store.PodDir(podID))
+	if err != nil {
+		return nil, err
+	}
+	undo.push(func() error { process.kill(); return nil })
+	sup, err := dial(ctx, store.PodDir(podID))
+	if err != nil {
+		return nil, err
+	}
+	undo.push(func() error { sup.shutdown(); return nil })
+	standIn, err := a.startStandIn(ctx, store.PodDir(podID), terminal, opts.consoleSocket)
+	if err != nil {
+		return nil, err
+	}
+	undo.push(standIn.kill)
+
+	limit := cfg.BootTimeout + createSlack
+	callCtx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	_, err = sup.containers.Create(callCtx, &supervisorv1.CreateRequest{Id: id, Bundle: b.Dir, Standin: standIn.token()})
+	if err != nil {
+		return nil, explainTimeout(ctx, err, limit)
+	}
+	if opts.pidFile != "" {
+		if err := writePidFile(opts.pidFile, standIn.pid()); err != nil {
+			return nil, err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	undo.release()
+	return &created{id: id, store: store, supervisor: sup, standIn: standIn, terminal: terminal}, nil
+}
+
+// explainTimeout tells a call that took too long from one that the user ended.
+func explainTimeout(ctx context.Context, err error, limit time.Duration) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("the supervisor did not answer within %s: %w", limit, err)
+	}
+	return err
+}
+
+// loadBundle checks a bundle early: nothing has to be undone when it is bad.
+func (a *app) loadBundle(dir string) (*bundle.Bundle, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("--bundle: %w", err)
+	}
+	b, err := bundle.Load(abs)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range b.Warnings {
+		a.warn("%s", w)
+	}
+	return b, nil
+}
+
+// reserve takes the id and makes a pod's directory.
+func (a *app) reserve(ctx context.Context, id string, b *bundle.Bundle, terminal bool, undo *undo) (*state.Store, string, error) {
+	store, err := a.openStore()
+	if err != nil {
+		return nil, "", err
+	}
+	if err := store.SweepPods(ctx); err != nil {
+		a.warn("%v", err) // dead pods do not keep a new one from living
+	}
+	podID := newPodID()
+	now := time.Now().UTC()
+	err = store.ReserveContainer(state.Container{
+		ID: id, PodID: podID, Bundle: b.Dir, Rootfs: b.Rootfs, OCIVersion: b.Spec.Version, Status: state.Creating,
+		Created: now, Annotations: b.Spec.Annotations, Owner: os.Geteuid(), Terminal: terminal,
+	})
+	if errdefs.IsAlreadyExists(err) {
+		return nil, "", rpcerror.New(errdefs.ErrAlreadyExists, "container with given ID already exists")
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	undo.push(func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		return store.Purge(ctx, id)
+	})
+	if err := store.CreatePod(state.Pod{ID: podID, Created: now}); err != nil {
+		return nil, "", err
+	}
+	return store, podID, nil
+}
+
+// newPodID is unique without anybody being asked: 80 random bits.
+func newPodID() string {
+	var b [10]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// shutdown asks the supervisor to end in good order, for a short time.
+func (s *supervisor) shutdown() {
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	_, _ = s.pod.Shutdown(ctx, &supervisorv1.ShutdownRequest{})
+	s.close()
+}
+
+// writePidFile makes a file appear with its content at once: its readers wait
+// for it.
+func writePidFile(path string, pid int) error {
+	dir, name := filepath.Split(path)
+	tmp := filepath.Join(dir, "."+name)
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_SYNC, 0o666)
+	if err != nil {
+		return fmt.Errorf("--pid-file: %w", err)
+	}
+	_, err = f.WriteString(strconv.Itoa(pid))
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		return fmt.Errorf("--pid-file: %w", errors.Join(err, os.Remove(tmp)))
+	}
+	return nil
+}
+
+// loadConfig reads the configuration as the global flags say.
+func (a *app) loadConfig() (*config.Effective, error) {
+	return config.Load(config.Overrides{File: a.configFile, GuestDir: a.guestDir})
+}

@@ -1,0 +1,91 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	urfave "github.com/urfave/cli/v3"
+
+	supervisorv1 "runv/api/supervisor/v1"
+	"runv/internal/rpcerror"
+	"runv/internal/state"
+)
+
+// forceTimeout is how long delete --force believes that a supervisor will do
+// it before it does it itself, from disk.
+const forceTimeout = 20 * time.Second
+
+func (a *app) deleteCommand() *urfave.Command {
+	var force bool
+	return &urfave.Command{
+		Name:      "delete",
+		Usage:     "remove a container and, with its last one, the pod",
+		ArgsUsage: "<container-id>",
+		Category:  groupLife,
+		Description: `The container must have stopped, or never have been started. With --force it
+is killed first; that also works when its supervisor is dead or hangs and
+when its state file is damaged, and an unknown container is success.
+
+Examples:
+   runv delete web
+   runv delete --force web`,
+		Flags: []urfave.Flag{
+			&urfave.BoolFlag{Name: "force", Aliases: []string{"f"}, Destination: &force, Usage: "kill the container when it has not stopped"},
+		},
+		Action: forContainer(func(ctx context.Context, _ *urfave.Command, id string) error {
+			return a.remove(ctx, id, force)
+		}),
+	}
+}
+
+// remove deletes a container: by its supervisor when that lives, else from disk.
+func (a *app) remove(ctx context.Context, id string, force bool) error {
+	store, err := a.openStore()
+	if err != nil {
+		return err
+	}
+	c, err := loadContainer(store, id)
+	switch {
+	case errdefs.IsNotFound(err) && force:
+		return nil
+	case err != nil && force:
+		a.log.Debug("remove damaged container from disk", "container", id, "error", err)
+		return store.Purge(ctx, id)
+	case err != nil:
+		return err
+	}
+	status := store.Live(c)
+	if status != state.Stopped && status != state.Created && !force {
+		return rpcerror.New(errdefs.ErrFailedPrecondition,
+			fmt.Sprintf("cannot delete container %s that is not stopped: %s", id, status))
+	}
+	timeout := callTimeout
+	if force {
+		timeout = forceTimeout
+	}
+	err = a.askDelete(ctx, store, c, timeout, force || status == state.Created)
+	if err == nil {
+		return nil
+	}
+	// A supervisor ends with its last container, so it may be gone, or going.
+	// One that a user has lost patience with is not asked again.
+	if errdefs.IsUnavailable(err) || status == state.Stopped || force {
+		a.log.Debug("remove container from disk", "container", id, "error", err)
+		return store.Purge(ctx, id)
+	}
+	return err
+}
+
+func (a *app) askDelete(ctx context.Context, store *state.Store, c state.Container, timeout time.Duration, force bool) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	sup, err := dial(ctx, store.PodDir(c.PodID))
+	if err != nil {
+		return err
+	}
+	defer sup.close()
+	_, err = sup.containers.Delete(ctx, &supervisorv1.DeleteRequest{Id: c.ID, Force: force})
+	return err
+}

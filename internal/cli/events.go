@@ -1,0 +1,211 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/containerd/errdefs"
+	urfave "github.com/urfave/cli/v3"
+	"google.golang.org/grpc"
+
+	supervisorv1 "runv/api/supervisor/v1"
+	"runv/internal/rpcerror"
+	"runv/internal/state"
+)
+
+func (a *app) eventsCommand() *urfave.Command {
+	var interval time.Duration
+	var once bool
+	return &urfave.Command{
+		Name:      "events",
+		Usage:     "print events of a container, and what it uses, as JSON lines",
+		ArgsUsage: "<container-id>",
+		Category:  groupInspect,
+		Description: `Prints the container's events so far, then each new one, and every interval an
+event of type stats, until the container has stopped. Types: create, start,
+exec-added, exec-started, exit, oom, paused, resumed, delete, stats, and lost
+when this reader was too slow. The lines have runc's shape: type, id, data.
+
+Examples:
+   runv events --stats web
+   runv events --interval 1s web | jq -c 'select(.type == "oom")'`,
+		Flags: []urfave.Flag{
+			&urfave.DurationFlag{Name: "interval", Value: 5 * time.Second, Destination: &interval, Usage: "`TIME` between two stats events"},
+			&urfave.BoolFlag{Name: "stats", Destination: &once, Usage: "print the stats once and end"},
+		},
+		Action: forContainer(func(ctx context.Context, _ *urfave.Command, id string) error {
+			if interval <= 0 {
+				return fmt.Errorf("--interval=%s: must be above 0", interval)
+			}
+			store, err := a.openStore()
+			if err != nil {
+				return err
+			}
+			c, err := loadContainer(store, id)
+			if err != nil {
+				return err
+			}
+			if store.Live(c) == state.Stopped {
+				return errNotRunning
+			}
+			sup, err := dial(ctx, store.PodDir(c.PodID))
+			if err != nil {
+				return err
+			}
+			defer sup.close()
+			out := json.NewEncoder(a.prog.Stdout)
+			if once {
+				return printStats(ctx, sup, id, out)
+			}
+			return followEvents(ctx, sup, id, interval, out)
+		}),
+	}
+}
+
+// event is one line of output.
+type event struct {
+	Type string `json:"type"`
+	ID   string `json:"id"`
+	Data any    `json:"data,omitempty"`
+}
+
+// eventData is what an event of runv's own tells; runc has no such events.
+type eventData struct {
+	Seq    uint64    `json:"seq,omitempty"`
+	Time   time.Time `json:"time"`
+	ExecID string    `json:"execId,omitempty"`
+	Pid    uint32    `json:"pid,omitempty"`
+	Status *uint32   `json:"status,omitempty"` // of exit
+	Lost   uint64    `json:"lost,omitempty"`   // of lost
+}
+
+func printStats(ctx context.Context, sup *supervisor, id string, out *json.Encoder) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := sup.containers.Stats(ctx, &supervisorv1.StatsRequest{Id: id})
+	if err != nil {
+		return err
+	}
+	return out.Encode(event{Type: "stats", ID: id, Data: statsOf(resp)})
+}
+
+// followEvents prints events and stats until the container's init has exited,
+// the pod has gone, or ctx ends.
+func followEvents(ctx context.Context, sup *supervisor, id string, interval time.Duration, out *json.Encoder) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := sup.pod.Events(ctx, &supervisorv1.EventsRequest{Follow: true, ContainerId: id})
+	if err != nil {
+		return err
+	}
+	events := make(chan *supervisorv1.Event)
+	ended := make(chan error, 1)
+	go func() { ended <- receive(ctx, stream, events) }()
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case ev := <-events:
+			if err := out.Encode(eventOf(ev)); err != nil {
+				return err
+			}
+			if ev.GetType() == "exit" && ev.GetExecId() == "" || ev.GetType() == "delete" {
+				return nil
+			}
+		case <-tick.C:
+			err := printStats(ctx, sup, id, out)
+			if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+				return err
+			}
+		case err := <-ended:
+			return err
+		}
+	}
+}
+
+// receive passes events on until the stream ends.
+func receive(ctx context.Context, stream grpc.ServerStreamingClient[supervisorv1.Event], to chan<- *supervisorv1.Event) error {
+	for {
+		ev, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF) || ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return rpcerror.FromStatus(err)
+		}
+		select {
+		case to <- ev:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func eventOf(ev *supervisorv1.Event) event {
+	data := eventData{
+		Seq:    ev.GetSeq(),
+		Time:   time.Unix(0, ev.GetTimeUnixNano()).UTC(),
+		ExecID: ev.GetExecId(),
+		Pid:    ev.GetPid(),
+		Lost:   ev.GetLost(),
+	}
+	if ev.GetType() == "exit" {
+		data.Status = new(ev.GetStatus())
+	}
+	return event{Type: ev.GetType(), ID: ev.GetContainerId(), Data: data}
+}
+
+// stats has the JSON of runc's events for what a guest knows.
+type stats struct {
+	CPU struct {
+		Usage struct {
+			Total  uint64 `json:"total,omitempty"` // nanoseconds, as all times
+			Kernel uint64 `json:"kernel"`
+			User   uint64 `json:"user"`
+		} `json:"usage"`
+		Throttling struct {
+			ThrottledPeriods uint64 `json:"throttledPeriods,omitempty"`
+			ThrottledTime    uint64 `json:"throttledTime,omitempty"`
+		} `json:"throttling"`
+	} `json:"cpu"`
+	Memory struct {
+		Cache uint64            `json:"cache,omitempty"` // bytes, as all sizes
+		Usage memoryEntry       `json:"usage"`
+		Swap  memoryEntry       `json:"swap"`
+		Raw   map[string]uint64 `json:"raw,omitempty"`
+	} `json:"memory"`
+	Pids struct {
+		Current uint64 `json:"current,omitempty"`
+		Limit   uint64 `json:"limit,omitempty"`
+	} `json:"pids"`
+	// Runc's readers expect these members; a guest has nothing to say about them.
+	Blkio    struct{} `json:"blkio"`
+	Hugetlb  struct{} `json:"hugetlb"`
+	IntelRdt struct{} `json:"intel_rdt"`
+}
+
+type memoryEntry struct {
+	Limit   uint64 `json:"limit"`
+	Usage   uint64 `json:"usage,omitempty"`
+	Failcnt uint64 `json:"failcnt"`
+}
+
+func statsOf(r *supervisorv1.StatsResponse) stats {
+	var s stats
+	s.CPU.Usage.Total = r.GetCpuUsageNanos()
+	s.CPU.Usage.Kernel = r.GetCpuSystemNanos()
+	s.CPU.Usage.User = r.GetCpuUserNanos()
+	s.CPU.Throttling.ThrottledPeriods = r.GetCpuThrottledPeriods()
+	s.CPU.Throttling.ThrottledTime = r.GetCpuThrottledNanos()
+	s.Memory.Cache = r.GetMemoryStat()["file"]
+	s.Memory.Usage = memoryEntry{Limit: r.GetMemoryLimitBytes(), Usage: r.GetMemoryUsageBytes()}
+	s.Memory.Swap = memoryEntry{Usage: r.GetMemorySwapUsageBytes()}
+	s.Memory.Raw = r.GetMemoryStat()
+	s.Pids.Current = r.GetPidsCurrent()
+	s.Pids.Limit = r.GetPidsLimit()
+	return s
+}

@@ -1,0 +1,154 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// readyTimeout bounds the time from the start of a supervisor to its
+	// listening sockets. No VM is started in it.
+	readyTimeout = 10 * time.Second
+	// lastWords is how much of a supervisor's log an error carries.
+	lastWords = 2 << 10
+	maxReady  = 16 << 10 // bytes of a supervisor's error
+	readyWord = "ok"
+)
+
+// supervisorProcess is a supervisor that this command has started. It outlives
+// the command unless kill is called.
+type supervisorProcess struct {
+	process *os.Process
+	done    chan struct{} // closed when it has been reaped
+}
+
+// launch starts the supervisor of a pod and returns when its sockets listen. It
+// is a session of its own without any of our files, so that nobody who waits
+// for the end of our output waits for it.
+func (a *app) launch(ctx context.Context, podID, podDir string) (_ *supervisorProcess, err error) {
+	logFile, err := os.OpenFile(filepath.Join(podDir, "supervisor.log"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("start supervisor: %w", err)
+	}
+	defer logFile.Close()
+	ready, readyWrite, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("start supervisor: %w", err)
+	}
+	defer ready.Close()
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("start supervisor: %w", err)
+	}
+	closeInherited()
+	cmd := exec.Command(self, a.supervisorArgs(podID)...)
+	cmd.Args[0] = "runv"
+	cmd.Dir = "/"
+	cmd.Stderr = logFile
+	cmd.ExtraFiles = []*os.File{readyWrite}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	readyWrite.Close()
+	if err != nil {
+		return nil, fmt.Errorf("start supervisor: %w", err)
+	}
+	p := &supervisorProcess{process: cmd.Process, done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		_ = cmd.Wait()
+	}()
+	if err := awaitReady(ctx, ready); err != nil {
+		p.kill()
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = fmt.Errorf("it ended: %s", tail(logFile))
+		}
+		return nil, fmt.Errorf("start supervisor: %w", err)
+	}
+	return p, nil
+}
+
+func (a *app) supervisorArgs(podID string) []string {
+	args := []string{"supervisor", "--root", a.root, "--pod", podID}
+	if a.configFile != "" {
+		args = append(args, "--config", absolute(a.configFile))
+	}
+	if a.guestDir != "" {
+		args = append(args, "--guest-dir", absolute(a.guestDir))
+	}
+	if a.debug {
+		args = append(args, "--debug")
+	}
+	return args
+}
+
+// absolute makes a path valid for a process that works in another directory.
+func absolute(path string) string {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return path // there is no working directory; the reader of the path says so
+	}
+	return abs
+}
+
+// awaitReady reads what a supervisor says when it listens or cannot.
+// io.ErrUnexpectedEOF when it ended without a word.
+func awaitReady(ctx context.Context, ready *os.File) error {
+	if err := ready.SetReadDeadline(time.Now().Add(readyTimeout)); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = ready.SetReadDeadline(time.Now()) })
+	defer stop()
+	data, err := io.ReadAll(io.LimitReader(ready, maxReady))
+	text := strings.TrimSpace(string(data))
+	switch {
+	case text == readyWord:
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case text != "":
+		return errors.New(text)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("it does not listen after %s", readyTimeout)
+	case err != nil:
+		return err
+	}
+	return io.ErrUnexpectedEOF
+}
+
+// kill ends the supervisor, and with it all its children, and waits for it.
+func (p *supervisorProcess) kill() {
+	_ = p.process.Kill()
+	<-p.done // SIGKILL needs no deadline
+}
+
+// tail is the last text in a log, or a word that there is none.
+func tail(f *os.File) string {
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err.Error()
+	}
+	data := make([]byte, min(end, lastWords))
+	n, _ := f.ReadAt(data, end-int64(len(data)))
+	if text := strings.TrimSpace(string(data[:n])); text != "" {
+		return text
+	}
+	return "without a word"
+}
+
+// closeInherited keeps the files that our caller has left open to us from our
+// children: a supervisor that inherits the end of a pipe would keep whoever
+// reads the other end waiting for as long as the pod lives. Old kernels lack the
+// call; there the callers' files are inherited.
+func closeInherited() {
+	_ = unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
+}

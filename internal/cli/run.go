@@ -1,0 +1,141 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+
+	urfave "github.com/urfave/cli/v3"
+	"golang.org/x/sys/unix"
+
+	supervisorv1 "runv/api/supervisor/v1"
+)
+
+func (a *app) runCommand() *urfave.Command {
+	var opts createOptions
+	var keep bool
+	flags := append(opts.flags(),
+		&urfave.BoolFlag{Name: "detach", Aliases: []string{"d"}, Destination: &opts.detach, Usage: "return when the program runs"},
+		&urfave.BoolFlag{Name: "keep", Destination: &keep, Usage: "do not delete the container after its end"},
+		&urfave.BoolFlag{Name: "no-subreaper", Usage: "without effect; runc has it"},
+	)
+	return &urfave.Command{
+		Name:      "run",
+		Usage:     "create and start a container, and wait for its end",
+		ArgsUsage: "<container-id>",
+		Category:  groupLife,
+		Description: `Signals are passed on to the program, the size of the terminal, too. The exit
+status is that of the program, 128+n after signal n; the container is deleted
+afterwards.
+
+Examples:
+   runv run --bundle /srv/web web
+   echo 'uname -r' | runv run --bundle /srv/web web
+   runv run --detach --bundle /srv/web web </dev/null >web.log 2>&1`,
+		Flags: flags,
+		Action: forContainer(func(ctx context.Context, _ *urfave.Command, id string) error {
+			return a.run(ctx, id, opts, keep)
+		}),
+	}
+}
+
+func (a *app) run(ctx context.Context, id string, opts createOptions, keep bool) error {
+	createCtx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	c, err := a.create(createCtx, id, opts)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if opts.detach {
+		if err := c.start(createCtx); err != nil {
+			return errors.Join(err, a.removeAfterwards(ctx, id))
+		}
+		return nil
+	}
+	status, err := a.attend(ctx, stop, c)
+	if err != nil {
+		return errors.Join(err, a.removeAfterwards(ctx, id))
+	}
+	if !keep {
+		if err := a.removeAfterwards(ctx, id); err != nil {
+			a.warn("delete %s: %v", id, err)
+		}
+	}
+	if status != 0 {
+		return &exitError{status: status}
+	}
+	return nil
+}
+
+// attend starts the program and is its foreground until its end: terminal,
+// signals, exit status. release is called when SIGINT and SIGTERM are the
+// program's and no longer ours.
+func (a *app) attend(ctx context.Context, release func(), c *created) (status int, err error) {
+	if c.terminal {
+		tty, err := a.openTerminal()
+		if err != nil {
+			return 0, err
+		}
+		defer tty.restore()
+		stop := tty.follow(ctx, a.resizer(c.supervisor, c.id, ""))
+		defer stop()
+	}
+	stop := a.forwardSignals(c.standIn.signal)
+	defer stop()
+	release()
+	if err := c.start(ctx); err != nil {
+		return 0, err
+	}
+	return c.standIn.wait()
+}
+
+func (c *created) start(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := c.supervisor.containers.Start(ctx, &supervisorv1.StartRequest{Id: c.id})
+	return err
+}
+
+// removeAfterwards deletes a container that run has made, whatever its state.
+func (a *app) removeAfterwards(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout+forceTimeout)
+	defer cancel()
+	return a.remove(ctx, id, true)
+}
+
+// forwardSignals passes all signals on that a user or a caller may mean for the
+// container's process. The returned function ends that.
+func (a *app) forwardSignals(send func(unix.Signal) error) (stop func()) {
+	signals := make(chan os.Signal, 64)
+	done := make(chan struct{})
+	signal.Notify(signals)
+	go func() {
+		defer close(done)
+		for s := range signals {
+			sig, ok := s.(unix.Signal)
+			if !ok || ownSignal(sig) {
+				continue
+			}
+			if err := send(sig); err != nil { // the process has just ended, and its waiter knows
+				a.log.Debug("forward signal", "signal", sig, "error", err)
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(signals)
+		<-done
+	}
+}
+
+// ownSignal tells whether a signal is about this process and not for the
+// container's.
+func ownSignal(sig unix.Signal) bool {
+	switch sig {
+	case unix.SIGCHLD, unix.SIGPIPE, unix.SIGURG, unix.SIGWINCH, unix.SIGTTIN, unix.SIGTTOU:
+		return true
+	}
+	return false
+}

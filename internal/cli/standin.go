@@ -1,0 +1,101 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"runv/internal/standin"
+)
+
+func newToken() (t standin.Token) {
+	_, _ = rand.Read(t[:]) // never fails
+	return t
+}
+
+// standIn is a stand-in process that this command has started. It outlives the
+// command unless kill is called.
+type standIn struct {
+	id      standin.Token
+	process *standin.Process
+}
+
+// startStandIn starts a stand-in that brings our standard input, output and
+// error, or a new terminal whose master goes to the console socket. A process
+// with a terminal has no standard error. It is a session of its own: what the
+// keyboard or the shell sends to this command's group is not for it.
+func (a *app) startStandIn(ctx context.Context, podDir string, terminal bool, consoleSocket string) (*standIn, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("start stand-in: %w", err)
+	}
+	opts := standin.StartOptions{Executable: self, PodDir: podDir, Token: newToken(), Setsid: true}
+	if consoleSocket != "" {
+		opts.Terminal, opts.ConsoleSocket = true, consoleSocket
+	} else {
+		opts.Stdin, opts.Stdout = a.prog.Stdin, a.prog.Stdout
+		if !terminal {
+			opts.Stderr = a.prog.Stderr
+		}
+	}
+	process, err := standin.Start(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	return &standIn{id: opts.Token, process: process}, nil
+}
+
+func (s *standIn) token() []byte { return s.id[:] }
+func (s *standIn) pid() int      { return s.process.PID }
+
+// kill ends the stand-in, and with it the process it stands for.
+func (s *standIn) kill() error {
+	if err := s.signal(unix.SIGKILL); err != nil {
+		return err
+	}
+	_, err := s.process.Wait()
+	return err
+}
+
+// signal sends a signal to the stand-in, which forwards all but SIGKILL and SIGSTOP.
+func (s *standIn) signal(sig unix.Signal) error { return s.process.Signal(sig) }
+
+// wait blocks until the stand-in has ended and returns its status, which is that of
+// its process.
+func (s *standIn) wait() (int, error) {
+	status, err := s.process.Wait()
+	return int(status), err
+}
+
+// standInClient is this process as the stand-in of a foreground exec.
+type standInClient struct {
+	id     standin.Token
+	client *standin.Client
+}
+
+// connectStandIn brings our own standard input, output and error to the
+// supervisor. A process with a terminal has no standard error.
+func (a *app) connectStandIn(ctx context.Context, podDir string, terminal bool) (*standInClient, error) {
+	files := standin.Stdio{Stdin: a.prog.Stdin, Stdout: a.prog.Stdout}
+	if !terminal {
+		files.Stderr = a.prog.Stderr
+	}
+	c := &standInClient{id: newToken()}
+	var err error
+	c.client, err = standin.Connect(ctx, podDir, c.id, files)
+	return c, err
+}
+
+func (c *standInClient) token() []byte { return c.id[:] }
+func (c *standInClient) close()        { _ = c.client.Close() }
+
+func (c *standInClient) signal(sig unix.Signal) error { return c.client.Signal(int(sig)) }
+
+// wait returns the status of the process.
+func (c *standInClient) wait(ctx context.Context) (int, error) {
+	status, err := c.client.Wait(ctx)
+	return int(status), err
+}
