@@ -317,24 +317,43 @@ func (e *Env) EditSpec(dir string, edit func(*specs.Spec)) {
 // MakeRootfs makes a root file system of the host's static busybox.
 func MakeRootfs(t testing.TB, dir string) {
 	t.Helper()
+	assert.NilError(t, WriteRootfs(dir))
+}
+
+// WriteRootfs is MakeRootfs for programs that are no test.
+func WriteRootfs(dir string) error {
 	const busybox = "/bin/busybox"
 	for _, sub := range []string{"bin", "etc", "proc", "sys", "dev", "tmp", "root"} {
-		assert.NilError(t, os.MkdirAll(filepath.Join(dir, sub), 0o755))
-	}
-	data, err := os.ReadFile(busybox)
-	assert.NilError(t, err)
-	assert.NilError(t, os.WriteFile(filepath.Join(dir, "bin", "busybox"), data, 0o755))
-	list, err := exec.Command(busybox, "--list").Output()
-	assert.NilError(t, err)
-	for _, applet := range strings.Fields(string(list)) {
-		if applet != "busybox" {
-			assert.NilError(t, os.Symlink("busybox", filepath.Join(dir, "bin", applet)))
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			return err
 		}
 	}
-	passwd := "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/tmp:/bin/sh\n"
-	assert.NilError(t, os.WriteFile(filepath.Join(dir, "etc", "passwd"), []byte(passwd), 0o644))
-	group := "root:x:0:\nuser:x:1000:\nextra:x:2000:user\n"
-	assert.NilError(t, os.WriteFile(filepath.Join(dir, "etc", "group"), []byte(group), 0o644))
+	program, err := os.ReadFile(busybox)
+	if err != nil {
+		return fmt.Errorf("%w: install busybox-static", err)
+	}
+	for name, data := range map[string][]byte{
+		"bin/busybox": program,
+		"etc/passwd":  []byte("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/tmp:/bin/sh\n"),
+		"etc/group":   []byte("root:x:0:\nuser:x:1000:\nextra:x:2000:user\n"),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o755); err != nil {
+			return err
+		}
+	}
+	list, err := exec.Command(busybox, "--list").Output()
+	if err != nil {
+		return err
+	}
+	for _, applet := range strings.Fields(string(list)) {
+		if applet == "busybox" {
+			continue
+		}
+		if err := os.Symlink("busybox", filepath.Join(dir, "bin", applet)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // State is what `runv state` prints.
