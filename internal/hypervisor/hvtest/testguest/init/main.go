@@ -1,0 +1,125 @@
+// The init program of the test guest: PID 1 of a real VM in tests of drivers. It
+// loads the modules of the guest image that its initramfs is appended to.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"runv/internal/hypervisor/hvtest/testguest"
+)
+
+// port is the agent channel's name, as in package transport.
+const port = "runv.agent"
+
+func main() {
+	err := run()
+	fmt.Println("test guest:", err)
+	_ = guest{}.PowerOff()
+}
+
+func run() error {
+	for _, m := range []struct{ kind, dir string }{
+		{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"},
+	} {
+		if err := os.MkdirAll(m.dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.kind, m.dir, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m.dir, err)
+		}
+	}
+	if err := loadModules("/etc/runv/modules.early", ""); err != nil {
+		return err
+	}
+	channel, err := openPort()
+	if err != nil {
+		return err
+	}
+	return testguest.Serve(channel, guest{})
+}
+
+// loadModules loads the modules that a list names, those with a word in their name.
+func loadModules(list, word string) error {
+	names, err := os.ReadFile(list)
+	if err != nil {
+		return err
+	}
+	for _, name := range strings.Fields(string(names)) {
+		if !strings.Contains(name, word) {
+			continue
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		err = unix.FinitModule(int(f.Fd()), "", 0)
+		f.Close()
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("load %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// openPort waits for the agent channel: it comes a moment after its driver.
+func openPort() (*os.File, error) {
+	for range 1000 {
+		names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			text, err := os.ReadFile(name)
+			if err == nil && strings.TrimSpace(string(text)) == port {
+				return os.OpenFile(filepath.Join("/dev", filepath.Base(filepath.Dir(name))), os.O_RDWR, 0)
+			}
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+	return nil, errors.New("no port named " + port)
+}
+
+// guest is the machine this program runs on.
+type guest struct{}
+
+func (guest) Console(text string) error {
+	_, err := fmt.Println(text)
+	return err
+}
+
+func (guest) dir(tag string) string { return "/shares/" + tag }
+
+func (g guest) Read(tag, file string) (string, error) {
+	if err := loadModules("/etc/runv/modules.late", "/fuse/"); err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(g.dir(tag), 0o755); err != nil {
+		return "", err
+	}
+	// The device may still be on its way: a hot-plug is over for the host when the
+	// guest was told.
+	mount := func() error { return unix.Mount(tag, g.dir(tag), "virtiofs", 0, "") }
+	err := mount()
+	for i := 0; i < 1000 && errors.Is(err, unix.EINVAL); i++ {
+		<-time.After(5 * time.Millisecond)
+		err = mount()
+	}
+	if err != nil && !errors.Is(err, unix.EBUSY) {
+		return "", fmt.Errorf("mount share %s: %w", tag, err)
+	}
+	text, err := os.ReadFile(filepath.Join(g.dir(tag), file))
+	return string(text), err
+}
+
+func (g guest) Release(tag string) error { return unix.Unmount(g.dir(tag), 0) }
+
+func (guest) PowerOff() error { return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }
+
+func (guest) Panic() error { return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0) }

@@ -1,0 +1,69 @@
+// Package testguest is what a test guest answers on the agent channel: enough for
+// the suite in hvtest to see that a VM works, and no more. A real guest runs it
+// as PID 1 (package init below it), a test of an in-memory driver in a goroutine.
+//
+// A request is a line, "VERB ARGUMENT..."; the answer is a line, "ok TEXT" or
+// "error TEXT".
+//
+//	echo TEXT        ok TEXT
+//	console TEXT     writes TEXT to the console
+//	read TAG FILE    ok CONTENT of a file in the share with that tag
+//	release TAG      lets go of the share
+//	poweroff, panic  end the guest; no answer
+package testguest
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Actions are what the guest can do. PowerOff and Panic may not return.
+type Actions interface {
+	Console(text string) error
+	Read(tag, file string) (string, error)
+	Release(tag string) error
+	PowerOff() error
+	Panic() error
+}
+
+// maxLine is enough for the suite's longest echo, in bytes.
+const maxLine = 4 << 20
+
+// Serve answers until the channel ends.
+func Serve(channel io.ReadWriter, guest Actions) error {
+	lines := bufio.NewScanner(channel)
+	lines.Buffer(nil, maxLine)
+	for lines.Scan() {
+		text, err := answer(lines.Text(), guest)
+		reply := "ok " + text
+		if err != nil {
+			reply = "error " + err.Error()
+		}
+		if _, err := io.WriteString(channel, strings.ReplaceAll(reply, "\n", " ")+"\n"); err != nil {
+			return err
+		}
+	}
+	return lines.Err()
+}
+
+func answer(request string, guest Actions) (string, error) {
+	verb, argument, _ := strings.Cut(request, " ")
+	switch verb {
+	case "echo":
+		return argument, nil
+	case "console":
+		return "", guest.Console(argument)
+	case "read":
+		tag, file, _ := strings.Cut(argument, " ")
+		return guest.Read(tag, file)
+	case "release":
+		return "", guest.Release(argument)
+	case "poweroff":
+		return "", guest.PowerOff()
+	case "panic":
+		return "", guest.Panic()
+	}
+	return "", fmt.Errorf("unknown verb %q", verb)
+}

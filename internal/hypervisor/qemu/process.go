@@ -1,0 +1,72 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is a child that dies with this process.
+type process struct {
+	cmd     *exec.Cmd
+	started time.Time
+	exited  chan struct{} // closed when it has been reaped
+	err     error         // of the wait, after exited
+}
+
+// startProcess starts cmd and the goroutine that waits for it. The kernel ties a
+// parent death signal to the thread that forked, so that goroutine keeps its
+// thread to itself from the fork to the child's end; the thread then ends with it,
+// as what was set on it for the child's sake must not come back to other goroutines.
+func startProcess(cmd *exec.Cmd) (*process, error) {
+	p := &process{cmd: cmd, exited: make(chan struct{})}
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked
+		err := restrictThread()
+		if err == nil {
+			p.started = time.Now()
+			err = cmd.Start()
+		}
+		started <- err
+		if err != nil {
+			return
+		}
+		p.err = cmd.Wait()
+		close(p.exited)
+	}()
+	return p, <-started
+}
+
+// restrictThread sets what the child inherits from the calling thread.
+func restrictThread() error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil { // a umask of its own
+		return fmt.Errorf("unshare umask: %w", err)
+	}
+	unix.Umask(0o077)
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("set no_new_privs: %w", err)
+	}
+	return nil
+}
+
+// kill is idempotent and does not wait.
+func (p *process) kill() error {
+	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return nil
+}
+
+// status describes the end of the process, after exited.
+func (p *process) status() string {
+	if p.cmd.ProcessState != nil {
+		return p.cmd.ProcessState.String()
+	}
+	return p.err.Error()
+}
