@@ -1,6 +1,7 @@
-// Package testguest is what a test guest answers on the agent channel: enough for
-// the suite in hvtest to see that a VM works, and no more. A real guest runs it
-// as PID 1 (package init below it), a test of an in-memory driver in a goroutine.
+// Package protocol is what a test guest answers on the agent channel: enough for
+// the suite in hvtest to see that a VM works, and no more. The program testguest
+// above it serves it as PID 1 of a real VM, a test of an in-memory driver in a
+// goroutine.
 //
 // A request is a line, "VERB ARGUMENT..."; the answer is a line, "ok TEXT" or
 // "error TEXT".
@@ -10,7 +11,7 @@
 //	read TAG FILE    ok CONTENT of a file in the share with that tag
 //	release TAG      lets go of the share
 //	poweroff, panic  end the guest; no answer
-package testguest
+package protocol
 
 import (
 	"bufio"

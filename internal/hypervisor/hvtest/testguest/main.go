@@ -1,5 +1,5 @@
-// The init program of the test guest: PID 1 of a real VM in tests of drivers. It
-// loads the modules of the guest image that its initramfs is appended to.
+// Testguest is PID 1 of a real VM in tests of drivers. Its initramfs is appended to
+// that of the guest image, whose modules it loads.
 package main
 
 import (
@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"runv/internal/hypervisor/hvtest/testguest"
+	"runv/internal/hypervisor/hvtest/testguest/protocol"
 )
 
 // port is the agent channel's name, as in package transport.
@@ -42,7 +42,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	return testguest.Serve(channel, guest{})
+	return protocol.Serve(channel, guest{})
 }
 
 // loadModules loads the modules that a list names, those with a word in their name.
