@@ -132,7 +132,7 @@ func TestAwaitBeforeConnect(t *testing.T) {
 	token := newToken()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	come := make(chan *standin.Peer)
+	come := make(chan *standin.Peer, 1)
 	wg.Go(func() {
 		p, err := l.Await(t.Context(), token)
 		if err != nil {
@@ -141,13 +141,13 @@ func TestAwaitBeforeConnect(t *testing.T) {
 		come <- p
 	})
 	poll.WaitOn(t, func(poll.LogT) poll.Result {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-		defer cancel()
-		if _, err := l.Await(ctx, token); !errdefs.IsAlreadyExists(err) {
-			return poll.Continue("not awaited yet: %v", err)
+		if l.Awaiting() == 0 {
+			return poll.Continue("not awaited yet")
 		}
 		return poll.Success()
 	}, poll.WithDelay(time.Millisecond))
+	_, err := l.Await(t.Context(), token)
+	assert.Assert(t, errdefs.IsAlreadyExists(err), "%v", err)
 	connect(t, dir, newToken(), standin.Stdio{}) // somebody else
 	connect(t, dir, token, standin.Stdio{})
 	p := <-come
