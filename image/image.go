@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -78,6 +79,9 @@ func Build(ctx context.Context, cfg Config) (*manifest.Guest, bool, error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("read the agent: %w", err)
 	}
+	if err := checkAgent(agent); err != nil {
+		return nil, false, fmt.Errorf("check the agent %s: %w", cfg.Agent, err)
+	}
 	maker := kernel.Maker{Cache: cfg.Cache, Builder: cfg.Builder, Repository: cfg.Repository, Log: cfg.Log}
 	k, err := maker.Make(ctx, d)
 	if err != nil {
@@ -98,6 +102,23 @@ func Build(ctx context.Context, cfg Config) (*manifest.Guest, bool, error) {
 		return old, false, err
 	}
 	return g, true, write(cfg.Out, g, k, agent)
+}
+
+// checkAgent tells whether the guest's kernel could start the agent: there is no dynamic linker in the initramfs.
+func checkAgent(agent []byte) error {
+	f, err := elf.NewFile(bytes.NewReader(agent))
+	if err != nil {
+		return err
+	}
+	if f.Machine != elf.EM_X86_64 {
+		return fmt.Errorf("it is a program for %s", f.Machine)
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return errors.New("it is dynamically linked: build it with CGO_ENABLED=0")
+		}
+	}
+	return nil
 }
 
 // write makes the three files, the description last: it names the digests of the other two.

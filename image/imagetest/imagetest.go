@@ -24,7 +24,7 @@ type section struct {
 // Module returns a kernel module with the given entries in its .modinfo section and with type information.
 func Module(t testing.TB, modinfo ...string) []byte {
 	t.Helper()
-	return file(t, elf.ET_REL, nil, []section{
+	return file(t, elf.ET_REL, 0, nil, []section{
 		{".modinfo", elf.SHF_ALLOC, []byte(strings.Join(modinfo, "\x00") + "\x00")},
 		{".BTF", elf.SHF_ALLOC, []byte("types")},
 	})
@@ -47,7 +47,13 @@ func Vmlinux(t testing.TB, release string, noteKind uint32) []byte {
 	note = binary.LittleEndian.AppendUint32(note, noteKind)
 	note = append(note, "Xen\x00\x00\x00\x00\x01\x00\x00\x00\x00"...)
 	banner := "Linux version " + release + " (someone@somewhere)\x00"
-	return file(t, elf.ET_EXEC, note, []section{{".rodata", elf.SHF_ALLOC, []byte(banner)}})
+	return file(t, elf.ET_EXEC, elf.PT_NOTE, note, []section{{".rodata", elf.SHF_ALLOC, []byte(banner)}})
+}
+
+// Dynamic returns a program that names a dynamic linker.
+func Dynamic(t testing.TB) []byte {
+	t.Helper()
+	return file(t, elf.ET_DYN, elf.PT_INTERP, []byte("/lib/ld.so\x00"), nil)
 }
 
 // BzImage returns a bzImage with the payload, which must be compressed and end in its size as the kernel's build does it.
@@ -75,8 +81,8 @@ func LZ4(t testing.TB, content []byte) []byte {
 	return binary.LittleEndian.AppendUint32(out, uint32(len(content)))
 }
 
-// file returns an ELF file: header, program header for the note if there is one, contents, section headers.
-func file(t testing.TB, kind elf.Type, note []byte, sections []section) []byte {
+// file returns an ELF file: header, program header for the segment if there is one, contents, section headers.
+func file(t testing.TB, kind elf.Type, segmentType elf.ProgType, segment []byte, sections []section) []byte {
 	t.Helper()
 	const headerSize, progSize, sectionSize = 64, 56, 64
 	header := elf.Header64{
@@ -88,12 +94,12 @@ func file(t testing.TB, kind elf.Type, note []byte, sections []section) []byte {
 
 	start := uint64(headerSize)
 	var progs []elf.Prog64
-	if note != nil {
+	if segment != nil {
 		start += progSize
 		header.Phnum = 1
-		progs = []elf.Prog64{{Type: uint32(elf.PT_NOTE), Off: start, Filesz: uint64(len(note)), Memsz: uint64(len(note)), Align: 4}}
+		progs = []elf.Prog64{{Type: uint32(segmentType), Off: start, Filesz: uint64(len(segment)), Memsz: uint64(len(segment)), Align: 4}}
 	}
-	content := bytes.Clone(note)
+	content := bytes.Clone(segment)
 	names := []byte{0}
 	entries := []elf.Section64{{}}
 	sections = append(sections, section{name: ".shstrtab"})
