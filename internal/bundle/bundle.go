@@ -1,0 +1,233 @@
+// Package bundle reads OCI bundles: it loads config.json, refuses what runv
+// cannot honour, and translates the rest for the guest.
+//
+// The rule is that nothing is dropped silently. Each field of the runtime-spec
+// is in the table of fields.go as honoured, refused or ignored; a refused field
+// that is set makes the whole bundle fail with the field's name, and what is
+// ignored is told in Warnings. The command line and the supervisor call this
+// package. It starts nothing, writes nothing, and knows nothing of the guest
+// but what its agent takes as a specification.
+package bundle
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxConfig bounds config.json and process.json, in bytes.
+	maxConfig = 4 << 20
+	// maxGuest bounds a specification for the guest, in bytes: what its agent takes.
+	maxGuest = 3 << 20
+)
+
+const configFile = "config.json"
+
+// Bundle is a loaded and validated bundle.
+type Bundle struct {
+	Dir    string // absolute
+	Spec   *specs.Spec
+	Rootfs string // absolute; symlinks are left as they are
+	// Warnings tell, each in a line, what was ignored or will be otherwise than
+	// under a runtime without a VM.
+	Warnings []string
+}
+
+// Bind is a bind mount of the bundle.
+type Bind struct {
+	Index     int    // in Spec.Mounts
+	Source    string // absolute path on the host
+	Recursive bool   // with what is mounted below the source
+	ReadOnly  bool
+}
+
+// Load reads and validates the bundle in dir, which may be relative to the
+// working directory. Its root file system and the sources of its bind mounts
+// must exist. Errors: *FieldError for what config.json says,
+// errdefs.ErrNotFound without a config.json, errdefs.ErrInvalidArgument for
+// one that is no JSON or too large.
+func Load(dir string) (*Bundle, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open bundle: %w", err)
+	}
+	data, err := readConfig(dir)
+	if err != nil {
+		return nil, err
+	}
+	b, err := Parse(data, dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.checkFiles(); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// Parse validates data as the config.json of a bundle in bundleDir, an
+// absolute path. It does not look at the file system. Errors as Load.
+func Parse(data []byte, bundleDir string) (*Bundle, error) {
+	if !filepath.IsAbs(bundleDir) {
+		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("bundle directory %q is not an absolute path", bundleDir))
+	}
+	spec := &specs.Spec{}
+	c := &checker{doc: configFile}
+	if err := decode(c, data, spec); err != nil {
+		return nil, err
+	}
+	if err := c.spec(spec); err != nil {
+		return nil, err
+	}
+	b := &Bundle{Dir: filepath.Clean(bundleDir), Spec: spec, Warnings: c.warnings}
+	b.Rootfs = b.abs(spec.Root.Path)
+	// The limit of what the agent takes is better met here than when a VM runs.
+	size, err := b.guestSize()
+	if err != nil {
+		return nil, err
+	}
+	if size > maxGuest {
+		return nil, errdefs.ErrInvalidArgument.WithMessage(
+			fmt.Sprintf("%s: %d bytes for the guest are more than %d", configFile, size, maxGuest))
+	}
+	return b, nil
+}
+
+// ParseProcess validates a process on its own, as exec takes it from a file.
+// Fields in errors are relative to the process. Errors as Load.
+func ParseProcess(data []byte) (*specs.Process, error) {
+	p := &specs.Process{}
+	if err := decode(&checker{doc: "process"}, data, p); err != nil {
+		return nil, err
+	}
+	if _, err := CheckProcess(p); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// CheckProcess validates a process that was put together, such as exec's from
+// the container's and flags. Errors as ParseProcess.
+func CheckProcess(p *specs.Process) (warnings []string, err error) {
+	c := &checker{doc: "process"}
+	if err := c.processAlone(p); err != nil {
+		return nil, err
+	}
+	return c.warnings, nil
+}
+
+// Binds lists the bind mounts, in the order of the specification.
+func (b *Bundle) Binds() []Bind {
+	var binds []Bind
+	for i := range b.Spec.Mounts {
+		if m := &b.Spec.Mounts[i]; isBind(m) {
+			binds = append(binds, Bind{
+				Index:     i,
+				Source:    b.abs(m.Source),
+				Recursive: slices.Contains(m.Options, "rbind"),
+				ReadOnly:  readOnly(m),
+			})
+		}
+	}
+	return binds
+}
+
+// Size tells which VM the resource limits ask for: as many vCPUs as the CPU
+// quota can keep busy, and the memory limit. 0 means that there is no limit.
+func (b *Bundle) Size() (vcpus int, memoryBytes int64) {
+	r := b.Spec.Linux.Resources
+	if r == nil {
+		return 0, 0
+	}
+	if cpu := r.CPU; cpu != nil && cpu.Quota != nil && *cpu.Quota > 0 {
+		period := uint64(defaultPeriod)
+		if cpu.Period != nil && *cpu.Period != 0 {
+			period = *cpu.Period
+		}
+		quota := uint64(*cpu.Quota)
+		n := quota / period
+		if quota%period != 0 {
+			n++
+		}
+		vcpus = int(min(n, math.MaxInt32))
+	}
+	if m := r.Memory; m != nil && m.Limit != nil && *m.Limit > 0 {
+		memoryBytes = *m.Limit
+	}
+	return vcpus, memoryBytes
+}
+
+// abs makes a path of the specification absolute: relative ones start at the bundle.
+func (b *Bundle) abs(path string) string {
+	if filepath.IsAbs(path) {
+		return filepath.Clean(path)
+	}
+	return filepath.Join(b.Dir, path)
+}
+
+// checkFiles looks for the files that the specification names.
+func (b *Bundle) checkFiles() error {
+	c := &checker{doc: configFile}
+	fi, err := os.Stat(b.Rootfs)
+	switch {
+	case err != nil:
+		return c.invalid("root.path", "%s: %v", b.Rootfs, reason(err))
+	case !fi.IsDir():
+		return c.invalid("root.path", "%s: not a directory", b.Rootfs)
+	}
+	for _, bind := range b.Binds() {
+		field := fmt.Sprintf("mounts[%d].source", bind.Index)
+		fi, err := os.Stat(bind.Source)
+		if err != nil {
+			return c.invalid(field, "%s: %v", bind.Source, reason(err))
+		}
+		if fi.Mode()&(fs.ModeSocket|fs.ModeNamedPipe|fs.ModeDevice) != 0 {
+			b.Warnings = append(b.Warnings, fmt.Sprintf(
+				"%s: %s is a socket, FIFO or device of the host: it does not work across the VM's border", field, bind.Source))
+		}
+	}
+	return nil
+}
+
+// readConfig reads a regular file of bounded size.
+func readConfig(dir string) ([]byte, error) {
+	path := filepath.Join(dir, configFile)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not block
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("open bundle: %s: no such file", path))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open bundle: %w", err)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("open bundle: %w", err)
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("open bundle: %s: not a regular file", path))
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err != nil {
+		return nil, fmt.Errorf("open bundle: %w", err)
+	}
+	return data, nil
+}
+
+// reason is the error without the path, which the caller has said already.
+func reason(err error) error {
+	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}

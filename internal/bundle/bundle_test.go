@@ -1,0 +1,531 @@
+package bundle_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"gotest.tools/v3/assert"
+
+	"runv/internal/bundle"
+)
+
+func encode(t testing.TB, v any) []byte {
+	t.Helper()
+	data, err := json.Marshal(v)
+	assert.NilError(t, err)
+	return data
+}
+
+// with returns the default configuration with one field set to a JSON value.
+// The path is in the notation of FieldError: "linux.namespaces[0].path".
+func with(t testing.TB, path, value string) []byte {
+	t.Helper()
+	return set(t, encode(t, bundle.DefaultSpec()), path, value)
+}
+
+func set(t testing.TB, doc []byte, path, value string) []byte {
+	t.Helper()
+	decode := func(data string) (v any) {
+		dec := json.NewDecoder(strings.NewReader(data))
+		dec.UseNumber() // float64 does not hold all 64 bit numbers
+		assert.NilError(t, dec.Decode(&v))
+		return v
+	}
+	root := decode(string(doc))
+	var v any
+	if value != "" {
+		v = decode(value)
+	}
+	keys := strings.FieldsFunc(path, func(r rune) bool { return strings.ContainsRune(".[]", r) })
+	var put func(at any, keys []string) any
+	put = func(at any, keys []string) any {
+		if len(keys) == 0 {
+			return v
+		}
+		var i int
+		if _, err := fmt.Sscan(keys[0], &i); err == nil {
+			list, _ := at.([]any)
+			for len(list) <= i {
+				list = append(list, nil)
+			}
+			list[i] = put(list[i], keys[1:])
+			return list
+		}
+		m, ok := at.(map[string]any)
+		if !ok {
+			m = map[string]any{}
+		}
+		if value == "" && len(keys) == 1 {
+			delete(m, keys[0])
+		} else {
+			m[keys[0]] = put(m[keys[0]], keys[1:])
+		}
+		return m
+	}
+	return encode(t, put(root, keys))
+}
+
+func TestDefaultSpecIsValid(t *testing.T) {
+	b, err := bundle.Parse(encode(t, bundle.DefaultSpec()), "/b")
+	assert.NilError(t, err)
+	assert.Equal(t, b.Rootfs, "/b/rootfs")
+	assert.Equal(t, len(b.Warnings), 0, "%v", b.Warnings)
+	assert.Equal(t, len(b.Binds()), 0)
+}
+
+func TestDefaultSpecIsLikeRunc(t *testing.T) {
+	if _, err := exec.LookPath("runc"); err != nil {
+		t.Skip("no runc to compare with")
+	}
+	dir := t.TempDir()
+	cmd := exec.Command("runc", "spec")
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	assert.NilError(t, err, "%s", out)
+	data, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	assert.NilError(t, err)
+	theirs, ours := &specs.Spec{}, &specs.Spec{}
+	assert.NilError(t, json.Unmarshal(data, theirs))
+	assert.NilError(t, json.Unmarshal(encode(t, bundle.DefaultSpec()), ours))
+
+	theirs.Version, theirs.Hostname = ours.Version, ours.Hostname
+	// runc has the cgroup namespace only where the host has cgroup v2; a guest always has.
+	notCgroup := cmpopts.IgnoreSliceElements(func(ns specs.LinuxNamespace) bool { return ns.Type == specs.CgroupNamespace })
+	if diff := cmp.Diff(theirs, ours, notCgroup); diff != "" {
+		t.Errorf("differs from runc's (-runc +runv):\n%s", diff)
+	}
+	b, err := bundle.Parse(data, dir)
+	assert.NilError(t, err)
+	assert.Equal(t, len(b.Warnings), 0, "%v", b.Warnings)
+}
+
+// Whatever Docker writes as "not set" must not be refused.
+func TestZerosThatMeanNothing(t *testing.T) {
+	data := with(t, "linux.resources", `{
+		"devices": [{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":5,"access":"rwm"}],
+		"memory": {"disableOOMKiller":false,"kernel":0,"kernelTCP":0,"checkBeforeUpdate":false},
+		"cpu": {"shares":0,"quota":0,"period":0,"realtimeRuntime":0,"realtimePeriod":0,"burst":0,"cpus":"","idle":0},
+		"pids": {"limit":0}, "blockIO": {"weight":0}, "network": {}, "hugepageLimits": [], "unified": {}, "rdma": {}}`)
+	data = set(t, data, "hooks", `{"prestart":[],"poststop":null}`)
+	data = set(t, data, "process.apparmorProfile", `""`)
+	data = set(t, data, "linux.uidMappings", `[]`)
+	_, err := bundle.Parse(data, "/b")
+	assert.NilError(t, err)
+}
+
+func TestHonoured(t *testing.T) {
+	for path, value := range map[string]string{
+		"ociVersion":                       `"1.0.0"`,
+		"process.consoleSize":              `{"height":24,"width":80}`,
+		"process.user":                     `{"uid":1000,"gid":1000,"umask":18,"additionalGids":[5,6]}`,
+		"process.oomScoreAdj":              `-1000`,
+		"process.capabilities.inheritable": `["CAP_SYS_ADMIN"]`,
+		"process.env":                      `["A=","B=x=y","C= "]`,
+		"process.rlimits[1]":               `{"type":"RLIMIT_CORE","soft":0,"hard":18446744073709551615}`,
+		"domainname":                       `"example.org"`,
+		"annotations":                      `{"a":"b","c":""}`,
+		"mounts[7]":                        `{"destination":"/x","type":"bind","source":"x","options":["rbind","ro","rprivate","nosuid"]}`,
+		"mounts[3].options":                `["nosuid","size=10%","unheard=of","tmpcopyup"]`,
+		"mounts[6].type":                   `"cgroup2"`,
+		"linux.namespaces":                 `[{"type":"mount"},{"type":"network"}]`,
+		"linux.rootfsPropagation":          `"rslave"`,
+		"linux.cgroupsPath":                `"system.slice:runv:x"`,
+		"linux.sysctl":                     `{"kernel.domainname":"x","net.ipv4.ip_forward":"1","net/ipv4/conf/eth0.1/forwarding":"1","kernel.shmmax":"1","fs.mqueue.queues_max":"2"}`,
+		"linux.devices":                    `[{"path":"/dev/fuse","type":"c","major":10,"minor":229,"fileMode":438,"uid":0,"gid":0},{"path":"/dev/p","type":"p"}]`,
+		"linux.resources.memory":           `{"limit":67108864,"swap":-1,"reservation":1024}`,
+		"linux.resources.cpu":              `{"shares":1024,"quota":-1,"period":100000}`,
+		"linux.resources.pids":             `{"limit":-1}`,
+	} {
+		// What uses uts or ipc needs the rest of the default.
+		data := with(t, path, value)
+		if path == "linux.namespaces" {
+			data = set(t, data, "hostname", "")
+		}
+		b, err := bundle.Parse(data, "/b")
+		assert.NilError(t, err, path)
+		assert.Equal(t, len(b.Warnings), 0, "%s: %v", path, b.Warnings)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	type row struct{ path, value, field, reason string }
+	notImplemented := []row{
+		{"ociVersion", `"2.0.0"`, "ociVersion", "major version 1"},
+		{"ociVersion", `"0.9.0"`, "ociVersion", "major version 1"},
+		{"process.apparmorProfile", `"docker-default"`, "", "not supported"},
+		{"process.selinuxLabel", `"system_u:object_r:x:s0"`, "", "not supported"},
+		{"process.scheduler", `{"policy":"SCHED_FIFO"}`, "", "not supported"},
+		{"process.ioPriority", `{"class":"IOPRIO_CLASS_BE","priority":0}`, "", "not supported"},
+		{"process.execCPUAffinity", `{"initial":"0"}`, "", "not supported"},
+		{"process.commandLine", `"dir"`, "", "another platform"},
+		{"mounts[1].uidMappings", `[{"containerID":0,"hostID":1,"size":1}]`, "", "not supported"},
+		{"mounts[1].gidMappings", `[{"containerID":0,"hostID":1,"size":1}]`, "", "not supported"},
+		{"mounts[2].type", `"nfs"`, "", `"nfs" is not supported`},
+		{"mounts[7]", `{"destination":"/x","source":"/x","options":["bind","rshared"]}`, "mounts[7].options[1]", "cannot reach the host"},
+		{"mounts[7]", `{"destination":"/x","source":"/x","options":["idmap","bind"]}`, "mounts[7].options[0]", "not supported"},
+		{"mounts[7]", `{"destination":"/x","source":"/x","options":["bind","ridmap=0-1-2"]}`, "mounts[7].options[1]", "not supported"},
+		{"hooks.prestart", `[{"path":"/x"}]`, "", "not supported"},
+		{"hooks.createRuntime", `[{"path":"/x"}]`, "", "not supported"},
+		{"hooks.createContainer", `[{"path":"/x"}]`, "", "not supported"},
+		{"hooks.startContainer", `[{"path":"/x"}]`, "", "not supported"},
+		{"hooks.poststart", `[{"path":"/x"}]`, "", "not supported"},
+		{"hooks.poststop", `[{"path":"/x"}]`, "", "not supported"},
+		{"linux.namespaces[1].path", `"/proc/1/ns/net"`, "", "not supported"},
+		{"linux.namespaces[5].type", `"user"`, "", "user namespace"},
+		{"linux.namespaces[5].type", `"time"`, "", "time namespace"},
+		{"linux.namespaces", `[{"type":"pid"}]`, "", "without a mount namespace"},
+		{"linux.uidMappings", `[{"containerID":0,"hostID":1,"size":1}]`, "", "not supported"},
+		{"linux.gidMappings", `[{"containerID":0,"hostID":1,"size":1}]`, "", "not supported"},
+		{"linux.timeOffsets", `{"monotonic":{"secs":1}}`, "", "not supported"},
+		{"linux.seccomp", `{"defaultAction":"SCMP_ACT_ALLOW"}`, "", "not supported"},
+		{"linux.seccomp", `{}`, "", "not supported"},
+		{"linux.intelRdt", `{"closID":"x"}`, "", "not supported"},
+		{"linux.memoryPolicy", `{"mode":"MPOL_BIND"}`, "", "not supported"},
+		{"linux.personality", `{"domain":"LINUX32"}`, "", "not supported"},
+		{"linux.netDevices", `{"eth0":{}}`, "", "not supported"},
+		{"linux.mountLabel", `"x"`, "", "not supported"},
+		{"linux.rootfsPropagation", `"shared"`, "", "not supported"},
+		{"linux.rootfsPropagation", `"unbindable"`, "", "not supported"},
+		{"linux.resources.memory.kernel", `1`, "", "not supported"},
+		{"linux.resources.memory.kernelTCP", `1`, "", "not supported"},
+		{"linux.resources.memory.swappiness", `0`, "", "not supported"},
+		{"linux.resources.memory.disableOOMKiller", `true`, "", "not supported"},
+		{"linux.resources.memory.useHierarchy", `true`, "", "not supported"},
+		{"linux.resources.memory.checkBeforeUpdate", `true`, "", "not supported"},
+		{"linux.resources.cpu.burst", `1`, "", "not supported"},
+		{"linux.resources.cpu.realtimeRuntime", `1`, "", "not supported"},
+		{"linux.resources.cpu.realtimePeriod", `1`, "", "not supported"},
+		{"linux.resources.cpu.cpus", `"0"`, "", "not supported"},
+		{"linux.resources.cpu.mems", `"0"`, "", "not supported"},
+		{"linux.resources.cpu.idle", `1`, "", "not supported"},
+		{"linux.resources.blockIO", `{"weight":10}`, "", "not supported"},
+		{"linux.resources.blockIO", `{"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1}]}`, "", "not supported"},
+		{"linux.resources.hugepageLimits", `[{"pageSize":"2MB","limit":1}]`, "", "not supported"},
+		{"linux.resources.network", `{"classID":1}`, "", "not supported"},
+		{"linux.resources.rdma", `{"mlx5_0":{}}`, "", "not supported"},
+		{"linux.resources.unified", `{"memory.high":"1"}`, "", "not supported"},
+		{"solaris", `{}`, "", "another platform"},
+		{"windows", `{"layerFolders":[]}`, "", "another platform"},
+		{"zos", `{}`, "", "another platform"},
+		{"freebsd", `{}`, "", "another platform"},
+		{"vm", `{"kernel":{"path":"/k"}}`, "", "configured on the host"},
+	}
+	invalid := []row{
+		{"ociVersion", "", "", "must not be empty"},
+		{"ociVersion", `"one"`, "", "not a semantic version"},
+		{"ociVersion", `"1.0"`, "", "not a semantic version"},
+		{"process", "", "", "must be given"},
+		{"process.args", "", "", "must not be empty"},
+		{"process.args", `[]`, "", "must not be empty"},
+		{"process.args", `"sh"`, "", "string does not fit (line 1, column "},
+		{"process.args[0]", `"a\u0000b"`, "", "NUL"},
+		{"process.args[0]", `"` + strings.Repeat("x", 128<<10) + `"`, "", "longer than 131071"},
+		{"process.cwd", "", "", "must not be empty"},
+		{"process.cwd", `"tmp"`, "", "not an absolute path"},
+		{"process.cwd", `"/\u0000"`, "", "NUL"},
+		{"process.env[0]", `"PATH"`, "", `"PATH" is not NAME=VALUE`},
+		{"process.env[1]", `"=x"`, "", "not NAME=VALUE"},
+		{"process.user.umask", `512`, "", "more than 0777"},
+		{"process.user.uid", `-1`, "", "does not fit"},
+		{"process.oomScoreAdj", `1001`, "", "between -1000 and 1000"},
+		{"process.consoleSize", `{"height":70000,"width":80}`, "", "more than 65535"},
+		{"process.rlimits[0].type", `"RLIMIT_FOO"`, "", "not known"},
+		{"process.rlimits[0].soft", `2048`, "", "more than the hard limit"},
+		{"process.rlimits[1]", `{"type":"RLIMIT_NOFILE","soft":1,"hard":1}`, "process.rlimits[1].type", "twice"},
+		{"root", "", "", "must be given"},
+		{"root.path", `""`, "", "must not be empty"},
+		{"root.path", `"\u0000"`, "", "NUL"},
+		{"linux", "", "", "must be given"},
+		{"hostname", `"` + strings.Repeat("x", 65) + `"`, "", "longer than 64"},
+		{"linux.namespaces", `[{"type":"mount"}]`, "hostname", "without a uts namespace"},
+		{"annotations", `{"":"x"}`, "", "must not be empty"},
+		{"mounts[0].destination", `""`, "", "must not be empty"},
+		{"mounts[0].type", `""`, "", "must not be empty"},
+		{"mounts[0].options", `["tmpcopyup"]`, "mounts[0].options[0]", "is for tmpfs"},
+		{"mounts[0].options", `["a\u0000"]`, "mounts[0].options[0]", "NUL"},
+		{"mounts[7]", `{"destination":"/x","options":["bind"]}`, "mounts[7].source", "must not be empty"},
+		{"mounts[7]", `{"destination":"/x","source":"/x","options":["bind","size=1"]}`, "mounts[7].options[1]", "not an option of a bind"},
+		{"linux.namespaces[5].type", `"pid"`, "", "given twice"},
+		{"linux.namespaces[5].type", `"alien"`, "", "not known"},
+		{"linux.rootfsPropagation", `"odd"`, "", "not known"},
+		{"linux.maskedPaths[0]", `"proc"`, "", "not an absolute path"},
+		{"linux.readonlyPaths[1]", `""`, "", "not an absolute path"},
+		{"linux.cgroupsPath", `"\u0000"`, "", "NUL"},
+		{"linux.sysctl", `{"kernel.panic":"1"}`, `linux.sysctl["kernel.panic"]`, "does not belong to a namespace"},
+		{"linux.sysctl", `{"kernel.hostname":"x"}`, `linux.sysctl["kernel.hostname"]`, "set by hostname"},
+		{"linux.sysctl", `{"net.../x":"x"}`, `linux.sysctl["net.../x"]`, "not the name"},
+		{"linux.sysctl", `{"kernel/panic":"1"}`, `linux.sysctl["kernel/panic"]`, "does not belong"},
+		{"linux.devices", `[{"path":"null","type":"c"}]`, "linux.devices[0].path", "not an absolute path"},
+		{"linux.devices", `[{"path":"/x","type":"z"}]`, "linux.devices[0].type", "not one of"},
+		{"linux.devices", `[{"path":"/x","type":"c","major":-1}]`, "linux.devices[0].major", "-1"},
+		{"linux.devices", `[{"path":"/x","type":"c","minor":1048576}]`, "linux.devices[0].minor", "1048576"},
+		{"linux.resources.devices[0].type", `"p"`, "", "not one of"},
+		{"linux.resources.devices[0].access", `"x"`, "", "more than r, w and m"},
+		{"linux.resources.devices[0].major", `-2`, "", "-2"},
+		{"linux.resources.memory.limit", `-2`, "", "less than -1"},
+		{"linux.resources.memory", `{"limit":1024,"swap":1023}`, "linux.resources.memory.swap", "less than the memory limit"},
+		{"linux.resources.cpu.period", `999`, "", "between 1000 and 1000000"},
+		{"linux.resources.cpu.quota", `999`, "", "less than 1000"},
+	}
+	check := func(r row, kind func(error) bool) {
+		t.Helper()
+		field := r.field
+		if field == "" {
+			field = r.path
+		}
+		_, err := bundle.Parse(with(t, r.path, r.value), "/b")
+		var fe *bundle.FieldError
+		assert.Assert(t, errors.As(err, &fe), "%s: %v", r.path, err)
+		assert.Equal(t, fe.Field, field)
+		assert.ErrorContains(t, err, "config.json: "+field+": ")
+		assert.ErrorContains(t, err, r.reason)
+		assert.Assert(t, kind(err), "%s: kind of %v", r.path, err)
+		assert.Assert(t, !strings.Contains(err.Error(), "\n"))
+	}
+	seen := map[string]bool{}
+	for _, r := range notImplemented {
+		check(r, errdefs.IsNotImplemented)
+		seen[strings.NewReplacer("[0]", "[]", "[1]", "[]", "[2]", "[]").Replace(r.path)] = true
+	}
+	for _, r := range invalid {
+		check(r, errdefs.IsInvalidArgument)
+	}
+	for _, f := range bundle.Fields() {
+		if f.Support == bundle.Refused {
+			assert.Assert(t, seen[f.Path], "no case for the refused field %s", f.Path)
+		}
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	for _, r := range []struct{ path, value, want string }{
+		{"process.capabilities.ambient", `["CAP_FLY","cap_kill"]`, `process.capabilities: unknown: ignored: "CAP_FLY", "cap_kill"`},
+		{"process.user.username", `"joe"`, "process.user.username: ignored: it is of another platform"},
+		{"mounts[1].destination", `"dev/../x"`, `mounts[1].destination: "dev/../x" is not absolute: taken from the root`},
+		{"linux.devices", `[{"path":"/dev/sda","type":"b","major":8}]`, "linux.devices[0]: block device 8:0 is the guest's, not the host's"},
+		{"future", `{"a":1}`, "future: unknown field: ignored"},
+		{"linux.resources.quantum", `1`, "linux.resources.quantum: unknown field: ignored"},
+		{"mounts[0].extra", `1`, "mounts[0].extra: unknown field: ignored"},
+		{"a\n", `1`, `"a\n": unknown field: ignored`},
+	} {
+		b, err := bundle.Parse(with(t, r.path, r.value), "/b")
+		assert.NilError(t, err, r.path)
+		assert.DeepEqual(t, b.Warnings, []string{r.want})
+	}
+	data := set(t, with(t, "linux.namespaces", `[{"type":"mount"}]`), "hostname", "")
+	b, err := bundle.Parse(data, "/b")
+	assert.NilError(t, err)
+	assert.Equal(t, len(b.Warnings), 1)
+
+	var many []string
+	for i := range 100 {
+		many = append(many, fmt.Sprintf(`"x%02d":1`, i))
+	}
+	b, err = bundle.Parse([]byte(strings.Replace(string(encode(t, bundle.DefaultSpec())), "{", "{"+strings.Join(many, ",")+",", 1)), "/b")
+	assert.NilError(t, err)
+	assert.Equal(t, len(b.Warnings), 17)
+	assert.Equal(t, b.Warnings[16], "84 more unknown fields: ignored")
+}
+
+func TestSyntaxErrorsNameTheirPosition(t *testing.T) {
+	for data, want := range map[string]string{
+		"":                      "config.json: line 1, column 1: unexpected end of JSON input",
+		"{\n  \"a\": ,\n}":      "config.json: line 2, column 8: invalid character ','",
+		"{\n  \"process\": {\n": "config.json: line 2, column 15: unexpected end",
+		"{} {}":                 "config.json: line 1, column 4: invalid character '{' after top-level value",
+		"null":                  "config.json: line 1, column 1: must be a JSON object",
+		"\n [1]":                "config.json: line 2, column 2: must be a JSON object",
+		"\ufeff{}":              "config.json: line 1, column 1: must be a JSON object",
+		`{"root":7}`:            "config.json: root: number does not fit (line 1, column 9)",
+	} {
+		_, err := bundle.Parse([]byte(data), "/b")
+		assert.ErrorContains(t, err, want)
+		assert.Assert(t, errdefs.IsInvalidArgument(err))
+	}
+	_, err := bundle.Parse(make([]byte, 4<<20+1), "/b")
+	assert.ErrorContains(t, err, "config.json: larger than 4194304 bytes")
+	_, err = bundle.Parse([]byte("{}"), "b")
+	assert.ErrorContains(t, err, "not an absolute path")
+
+	big := with(t, "annotations", `{"a":"`+strings.Repeat("x", 3<<20)+`"}`)
+	_, err = bundle.Parse(big, "/b")
+	assert.NilError(t, err, "annotations do not go to the guest")
+	for i := range 40 {
+		big = set(t, big, fmt.Sprintf("process.args[%d]", i+1), `"`+strings.Repeat("y", 100<<10)+`"`)
+	}
+	_, err = bundle.Parse(set(t, big, "annotations", ""), "/b")
+	assert.ErrorContains(t, err, "for the guest are more than")
+}
+
+// write makes a bundle on disk.
+func write(t *testing.T, config []byte) string {
+	t.Helper()
+	dir := t.TempDir()
+	assert.NilError(t, os.Mkdir(filepath.Join(dir, "rootfs"), 0o755))
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, "config.json"), config, 0o644))
+	return dir
+}
+
+func TestLoad(t *testing.T) {
+	dir := write(t, with(t, "mounts[7]", `{"destination":"/x","source":"data","options":["bind"]}`))
+	_, err := bundle.Load(dir)
+	assert.Error(t, err, "config.json: mounts[7].source: "+dir+"/data: no such file or directory")
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, "data"), nil, 0o600))
+	b, err := bundle.Load(dir)
+	assert.NilError(t, err)
+	assert.Equal(t, b.Dir, dir)
+	assert.Equal(t, b.Rootfs, dir+"/rootfs")
+
+	t.Chdir(dir)
+	b, err = bundle.Load(".")
+	assert.NilError(t, err)
+	assert.Equal(t, b.Rootfs, dir+"/rootfs")
+
+	assert.NilError(t, os.Remove("data"))
+	assert.NilError(t, unix.Mkfifo("data", 0o600))
+	b, err = bundle.Load(".")
+	assert.NilError(t, err)
+	assert.Equal(t, len(b.Warnings), 1)
+	assert.Assert(t, strings.HasPrefix(b.Warnings[0], "mounts[7].source: "), b.Warnings[0])
+
+	assert.NilError(t, os.Remove("rootfs"))
+	_, err = bundle.Load(dir)
+	assert.Error(t, err, "config.json: root.path: "+dir+"/rootfs: no such file or directory")
+	assert.NilError(t, os.WriteFile("rootfs", nil, 0o600))
+	_, err = bundle.Load(dir)
+	assert.Error(t, err, "config.json: root.path: "+dir+"/rootfs: not a directory")
+	assert.Assert(t, errdefs.IsInvalidArgument(err))
+
+	assert.NilError(t, os.Remove("config.json"))
+	_, err = bundle.Load(dir)
+	assert.Error(t, err, "open bundle: "+dir+"/config.json: no such file")
+	assert.Assert(t, errdefs.IsNotFound(err))
+	assert.NilError(t, unix.Mkfifo("config.json", 0o600))
+	_, err = bundle.Load(dir)
+	assert.ErrorContains(t, err, "not a regular file")
+	assert.NilError(t, os.Remove("config.json"))
+	assert.NilError(t, os.WriteFile("config.json", make([]byte, 5<<20), 0o600))
+	_, err = bundle.Load(dir)
+	assert.ErrorContains(t, err, "larger than")
+}
+
+func TestBinds(t *testing.T) {
+	data := with(t, "mounts[7]", `{"destination":"/a","type":"none","source":"a/../b","options":["rbind","ro"]}`)
+	data = set(t, data, "mounts[8]", `{"destination":"/b","type":"bind","source":"/host//b"}`)
+	data = set(t, data, "mounts[9]", `{"destination":"/c","source":"/c","options":["bind","ro","rw"]}`)
+	data = set(t, data, "mounts[10]", `{"destination":"/d","source":"/d","options":["rbind","rro"]}`)
+	b, err := bundle.Parse(data, "/bundle")
+	assert.NilError(t, err)
+	assert.DeepEqual(t, b.Binds(), []bundle.Bind{
+		{Index: 7, Source: "/bundle/b", Recursive: true, ReadOnly: true},
+		{Index: 8, Source: "/host/b"},
+		{Index: 9, Source: "/c"},
+		{Index: 10, Source: "/d", Recursive: true, ReadOnly: true},
+	})
+}
+
+func TestGuestSpec(t *testing.T) {
+	data := with(t, "mounts[7]", `{"destination":"/a","type":"none","source":"a","options":["rbind","ro"]}`)
+	data = set(t, data, "mounts[8]", `{"destination":"/b","type":"bind","source":"/host/b"}`)
+	data = set(t, data, "annotations", `{"secret":"x"}`)
+	data = set(t, data, "linux.cgroupsPath", `"/pod/x"`)
+	data = set(t, data, "process.user.username", `"joe"`)
+	data = set(t, data, "process.capabilities.bounding", `["CAP_KILL","CAP_FLY"]`)
+	b, err := bundle.Parse(data, "/bundle")
+	assert.NilError(t, err)
+
+	_, err = b.GuestSpec("/g/rootfs", map[int]string{7: "/g/7"})
+	assert.ErrorContains(t, err, "mounts[8]")
+	_, err = b.GuestSpec("/g/rootfs", map[int]string{7: "/g/7", 8: "g"})
+	assert.ErrorContains(t, err, "mounts[8]")
+	_, err = b.GuestSpec("rootfs", map[int]string{7: "/g/7", 8: "/g/8"})
+	assert.ErrorContains(t, err, "guest root")
+
+	before := encode(t, b.Spec)
+	out, err := b.GuestSpec("/g/rootfs", map[int]string{7: "/g/7", 8: "/g/8"})
+	assert.NilError(t, err)
+	assert.Equal(t, string(encode(t, b.Spec)), string(before), "the bundle itself must not change")
+
+	var got, want specs.Spec
+	assert.NilError(t, json.Unmarshal(out, &got))
+	assert.NilError(t, json.Unmarshal(before, &want))
+	want.Root.Path = "/g/rootfs"
+	want.Mounts[7].Type, want.Mounts[7].Source = "bind", "/g/7"
+	want.Mounts[8].Source, want.Mounts[8].Options = "/g/8", []string{"bind"}
+	want.Annotations, want.Linux.CgroupsPath, want.Process.User.Username = nil, "", ""
+	want.Process.Capabilities.Bounding = []string{"CAP_KILL"}
+	assert.DeepEqual(t, got, want)
+}
+
+func TestSize(t *testing.T) {
+	for _, c := range []struct {
+		resources string
+		vcpus     int
+		memory    int64
+	}{
+		{`null`, 0, 0},
+		{`{}`, 0, 0},
+		{`{"cpu":{"shares":10},"memory":{"limit":-1}}`, 0, 0},
+		{`{"cpu":{"quota":-1,"period":1000}}`, 0, 0},
+		{`{"cpu":{"quota":1000}}`, 1, 0},
+		{`{"cpu":{"quota":100000}}`, 1, 0},
+		{`{"cpu":{"quota":100001}}`, 2, 0},
+		{`{"cpu":{"quota":5000,"period":2000}}`, 3, 0},
+		{`{"cpu":{"quota":9223372036854775807,"period":1000}}`, 1<<31 - 1, 0},
+		{`{"memory":{"limit":67108864}}`, 0, 64 << 20},
+	} {
+		b, err := bundle.Parse(with(t, "linux.resources", c.resources), "/b")
+		assert.NilError(t, err, c.resources)
+		vcpus, memory := b.Size()
+		assert.Equal(t, vcpus, c.vcpus, c.resources)
+		assert.Equal(t, memory, c.memory, c.resources)
+	}
+}
+
+func TestParseProcess(t *testing.T) {
+	p, err := bundle.ParseProcess([]byte(`{"args":["true"],"cwd":"/","user":{"uid":5,"gid":6},"terminal":true}`))
+	assert.NilError(t, err)
+	assert.DeepEqual(t, p, &specs.Process{Args: []string{"true"}, Cwd: "/", Terminal: true, User: specs.User{UID: 5, GID: 6}})
+	out, err := bundle.GuestProcess(p)
+	assert.NilError(t, err)
+	assert.Equal(t, string(out), `{"terminal":true,"user":{"uid":5,"gid":6},"args":["true"],"cwd":"/"}`)
+
+	for data, want := range map[string]string{
+		`{"cwd":"/"}`:    "process: args: must not be empty",
+		`{"args":["x"]}`: "process: cwd: must not be empty",
+		`{"args":["x"],"cwd":"/","apparmorProfile":"x"}`:    "process: apparmorProfile: is not supported yet",
+		`{"args":["x"],"cwd":"/","rlimits":[{"type":"x"}]}`: `process: rlimits[0].type: "x" is not known`,
+		`{"args":["x"],"cwd":"/"`:                           "process: line 1, column 23: unexpected end",
+	} {
+		_, err := bundle.ParseProcess([]byte(data))
+		assert.ErrorContains(t, err, want)
+	}
+	warnings, err := bundle.CheckProcess(&specs.Process{
+		Args: []string{"x"}, Cwd: "/", Capabilities: &specs.LinuxCapabilities{Bounding: []string{"CAP_FLY"}},
+	})
+	assert.NilError(t, err)
+	assert.Equal(t, len(warnings), 1)
+}
+
+func TestValidateID(t *testing.T) {
+	for _, id := range []string{"a", "a.b", "..a", "A-b_c+1.2", "-", strings.Repeat("x", 255)} {
+		assert.NilError(t, bundle.ValidateID(id))
+	}
+	for _, id := range []string{"", ".", "..", "a/b", "/", "a b", "a\n", "ä", "a\x00", "a,b", strings.Repeat("x", 256)} {
+		err := bundle.ValidateID(id)
+		assert.Assert(t, errdefs.IsInvalidArgument(err), "%q", id)
+		assert.ErrorContains(t, err, "container id ")
+		assert.Assert(t, !strings.Contains(err.Error(), "\n"))
+	}
+}

@@ -1,0 +1,415 @@
+package bundle
+
+import (
+	"fmt"
+	"math"
+	"path"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/capability"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+const (
+	defaultPeriod = 100_000   // µs of a CPU period that is not given
+	maxArg        = 128 << 10 // bytes of one argument or variable: what execve takes
+	maxHostname   = 64        // bytes: what sethostname takes
+	maxGroups     = 65536     // what setgroups takes
+)
+
+// checker validates one document and names its fields.
+type checker struct {
+	doc      string
+	warnings []string
+}
+
+func (c *checker) invalid(field, format string, args ...any) error {
+	return &FieldError{Field: field, Reason: fmt.Sprintf(format, args...), doc: c.doc, kind: errdefs.ErrInvalidArgument}
+}
+
+func (c *checker) refused(field, format string, args ...any) error {
+	return &FieldError{Field: field, Reason: fmt.Sprintf(format, args...), doc: c.doc, kind: errdefs.ErrNotImplemented}
+}
+
+func (c *checker) warn(format string, args ...any) {
+	c.warnings = append(c.warnings, fmt.Sprintf(format, args...))
+}
+
+// text refuses what no C string can hold.
+func (c *checker) text(field, s string) error {
+	if strings.ContainsRune(s, 0) {
+		return c.invalid(field, "%s holds a NUL", quote(s))
+	}
+	return nil
+}
+
+// semver is the grammar of semantic versioning 2.0.0, loosely after the numbers.
+var semver = regexp.MustCompile(`^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$`)
+
+func (c *checker) spec(s *specs.Spec) error {
+	if s.Version == "" {
+		return c.invalid("ociVersion", "must not be empty")
+	}
+	version := semver.FindStringSubmatch(s.Version)
+	if version == nil {
+		return c.invalid("ociVersion", "%s is not a semantic version", quote(s.Version))
+	}
+	if version[1] != "1" {
+		return c.refused("ociVersion", "%s is not of major version 1", quote(s.Version))
+	}
+	if err := c.apply(reflect.ValueOf(s), "", ""); err != nil {
+		return err
+	}
+	switch {
+	case s.Process == nil:
+		return c.invalid("process", "must be given")
+	case s.Root == nil:
+		return c.invalid("root", "must be given")
+	case s.Root.Path == "":
+		return c.invalid("root.path", "must not be empty")
+	case s.Linux == nil:
+		return c.invalid("linux", "must be given")
+	}
+	if err := c.text("root.path", s.Root.Path); err != nil {
+		return err
+	}
+	if _, ok := s.Annotations[""]; ok {
+		return c.invalid("annotations", "a key must not be empty")
+	}
+	if err := c.process(s.Process, "process."); err != nil {
+		return err
+	}
+	if err := c.mounts(s.Mounts); err != nil {
+		return err
+	}
+	namespaces, err := c.namespaces(s.Linux.Namespaces)
+	if err != nil {
+		return err
+	}
+	if err := c.nodeName("hostname", s.Hostname, namespaces[specs.UTSNamespace]); err != nil {
+		return err
+	}
+	if err := c.nodeName("domainname", s.Domainname, namespaces[specs.UTSNamespace]); err != nil {
+		return err
+	}
+	return c.linux(s.Linux, namespaces)
+}
+
+func (c *checker) nodeName(field, name string, own bool) error {
+	switch {
+	case name == "":
+		return nil
+	case !own:
+		return c.invalid(field, "cannot be set without a uts namespace")
+	case len(name) > maxHostname:
+		return c.invalid(field, "is longer than %d bytes", maxHostname)
+	}
+	return c.text(field, name)
+}
+
+// processAlone validates a process that is not part of a specification.
+func (c *checker) processAlone(p *specs.Process) error {
+	// Messages are relative to the process, the table is not.
+	if err := c.apply(reflect.ValueOf(p), "process", ""); err != nil {
+		return err
+	}
+	return c.process(p, "")
+}
+
+func (c *checker) process(p *specs.Process, at string) error {
+	switch {
+	case len(p.Args) == 0:
+		return c.invalid(at+"args", "must not be empty")
+	case p.Cwd == "":
+		return c.invalid(at+"cwd", "must not be empty")
+	case !path.IsAbs(p.Cwd):
+		return c.invalid(at+"cwd", "%s is not an absolute path", quote(p.Cwd))
+	case p.OOMScoreAdj != nil && (*p.OOMScoreAdj < -1000 || *p.OOMScoreAdj > 1000):
+		return c.invalid(at+"oomScoreAdj", "%d is not between -1000 and 1000", *p.OOMScoreAdj)
+	case p.User.Umask != nil && *p.User.Umask > 0o777:
+		return c.invalid(at+"user.umask", "%#o is more than 0777", *p.User.Umask)
+	case len(p.User.AdditionalGids) > maxGroups:
+		return c.invalid(at+"user.additionalGids", "more than %d groups", maxGroups)
+	case p.Terminal && p.ConsoleSize != nil && (p.ConsoleSize.Width > math.MaxUint16 || p.ConsoleSize.Height > math.MaxUint16):
+		return c.invalid(at+"consoleSize", "a side is more than %d", math.MaxUint16)
+	}
+	if err := c.text(at+"cwd", p.Cwd); err != nil {
+		return err
+	}
+	for i, arg := range p.Args {
+		if err := c.argument(fmt.Sprintf("%sargs[%d]", at, i), arg); err != nil {
+			return err
+		}
+	}
+	for i, env := range p.Env {
+		field := fmt.Sprintf("%senv[%d]", at, i)
+		if strings.IndexByte(env, '=') <= 0 {
+			return c.invalid(field, "%s is not NAME=VALUE", quote(env))
+		}
+		if err := c.argument(field, env); err != nil {
+			return err
+		}
+	}
+	if err := c.rlimits(p.Rlimits, at+"rlimits"); err != nil {
+		return err
+	}
+	c.capabilities(p.Capabilities)
+	return nil
+}
+
+func (c *checker) argument(field, s string) error {
+	if len(s) >= maxArg {
+		return c.invalid(field, "is longer than %d bytes", maxArg-1)
+	}
+	return c.text(field, s)
+}
+
+// rlimitTypes are those of Linux.
+var rlimitTypes = strings.Fields(`RLIMIT_AS RLIMIT_CORE RLIMIT_CPU RLIMIT_DATA RLIMIT_FSIZE
+	RLIMIT_LOCKS RLIMIT_MEMLOCK RLIMIT_MSGQUEUE RLIMIT_NICE RLIMIT_NOFILE RLIMIT_NPROC
+	RLIMIT_RSS RLIMIT_RTPRIO RLIMIT_RTTIME RLIMIT_SIGPENDING RLIMIT_STACK`)
+
+func (c *checker) rlimits(limits []specs.POSIXRlimit, at string) error {
+	seen := map[string]bool{}
+	for i, l := range limits {
+		field := fmt.Sprintf("%s[%d]", at, i)
+		switch {
+		case !slices.Contains(rlimitTypes, l.Type):
+			return c.invalid(field+".type", "%s is not known", quote(l.Type))
+		case seen[l.Type]:
+			return c.invalid(field+".type", "%s is given twice", l.Type)
+		case l.Soft > l.Hard:
+			return c.invalid(field+".soft", "%d is more than the hard limit %d", l.Soft, l.Hard)
+		}
+		seen[l.Type] = true
+	}
+	return nil
+}
+
+// capabilities warns of unknown names, which are left out, as under runc.
+func (c *checker) capabilities(caps *specs.LinuxCapabilities) {
+	if caps == nil {
+		return
+	}
+	var names []string
+	for _, set := range [][]string{caps.Bounding, caps.Effective, caps.Inheritable, caps.Permitted, caps.Ambient} {
+		for _, name := range set {
+			if !knownCap(name) && !slices.Contains(names, quote(name)) {
+				names = append(names, quote(name))
+			}
+		}
+	}
+	slices.Sort(names)
+	if more := len(names) - maxUnknown; more > 0 {
+		names = append(names[:maxUnknown], fmt.Sprintf("and %d more", more))
+	}
+	if len(names) > 0 {
+		c.warn("process.capabilities: unknown: ignored: %s", strings.Join(names, ", "))
+	}
+}
+
+// Capabilities lists the names that process.capabilities may hold.
+func Capabilities() []string {
+	var names []string
+	for _, known := range capability.ListKnown() {
+		names = append(names, "CAP_"+strings.ToUpper(known.String()))
+	}
+	return names
+}
+
+func knownCap(name string) bool { return knownCaps[name] }
+
+var knownCaps = func() map[string]bool {
+	m := map[string]bool{}
+	for _, name := range Capabilities() {
+		m[name] = true
+	}
+	return m
+}()
+
+// Namespaces lists the types that linux.namespaces may hold.
+func Namespaces() []specs.LinuxNamespaceType {
+	return []specs.LinuxNamespaceType{
+		specs.CgroupNamespace, specs.IPCNamespace, specs.MountNamespace,
+		specs.NetworkNamespace, specs.PIDNamespace, specs.UTSNamespace,
+	}
+}
+
+func (c *checker) namespaces(list []specs.LinuxNamespace) (map[specs.LinuxNamespaceType]bool, error) {
+	has := map[specs.LinuxNamespaceType]bool{}
+	for i, ns := range list {
+		field := fmt.Sprintf("linux.namespaces[%d].type", i)
+		switch {
+		case ns.Type == specs.UserNamespace || ns.Type == specs.TimeNamespace:
+			return nil, c.refused(field, "a %s namespace %s", ns.Type, notYet)
+		case !slices.Contains(Namespaces(), ns.Type):
+			return nil, c.invalid(field, "%s is not known", quote(string(ns.Type)))
+		case has[ns.Type]:
+			return nil, c.invalid(field, "%s is given twice", ns.Type)
+		}
+		has[ns.Type] = true
+	}
+	if !has[specs.MountNamespace] {
+		return nil, c.refused("linux.namespaces", "a container without a mount namespace is not supported")
+	}
+	if !has[specs.NetworkNamespace] {
+		c.warn("linux.namespaces: no network namespace: the container gets the VM's network, not the host's")
+	}
+	return has, nil
+}
+
+func (c *checker) linux(l *specs.Linux, namespaces map[specs.LinuxNamespaceType]bool) error {
+	if err := c.text("linux.cgroupsPath", l.CgroupsPath); err != nil {
+		return err
+	}
+	switch l.RootfsPropagation {
+	case "", "private", "rprivate", "slave", "rslave":
+	case "shared", "rshared", "unbindable", "runbindable":
+		return c.refused("linux.rootfsPropagation", "%s is not supported", l.RootfsPropagation)
+	default:
+		return c.invalid("linux.rootfsPropagation", "%s is not known", quote(l.RootfsPropagation))
+	}
+	if err := c.paths("linux.maskedPaths", l.MaskedPaths); err != nil {
+		return err
+	}
+	if err := c.paths("linux.readonlyPaths", l.ReadonlyPaths); err != nil {
+		return err
+	}
+	if err := c.sysctls(l.Sysctl, namespaces); err != nil {
+		return err
+	}
+	if err := c.devices(l.Devices); err != nil {
+		return err
+	}
+	if l.Resources == nil {
+		return nil
+	}
+	return c.resources(l.Resources)
+}
+
+func (c *checker) paths(field string, paths []string) error {
+	for i, p := range paths {
+		at := fmt.Sprintf("%s[%d]", field, i)
+		if !path.IsAbs(p) {
+			return c.invalid(at, "%s is not an absolute path", quote(p))
+		}
+		if err := c.text(at, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ipcSysctls belong to an ipc namespace; fs.mqueue.* do, too.
+var ipcSysctls = strings.Fields(`kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall
+	kernel.shmmax kernel.shmmni kernel.shm_rmid_forced`)
+
+var sysctlName = regexp.MustCompile(`^[a-zA-Z0-9_-]+([./][a-zA-Z0-9_:@-]+)+$`)
+
+// sysctls lets through those that belong to a namespace of the container, as runc does.
+func (c *checker) sysctls(sysctls map[string]string, namespaces map[specs.LinuxNamespaceType]bool) error {
+	names := make([]string, 0, len(sysctls))
+	for name := range sysctls {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		field := "linux.sysctl[" + quote(name) + "]"
+		if !sysctlName.MatchString(name) {
+			return c.invalid(field, "is not the name of a sysctl")
+		}
+		if err := c.text(field, sysctls[name]); err != nil {
+			return err
+		}
+		dotted := name
+		if i := strings.IndexAny(name, "./"); name[i] == '/' {
+			dotted = strings.NewReplacer("/", ".", ".", "/").Replace(name)
+		}
+		var needs specs.LinuxNamespaceType
+		switch {
+		case slices.Contains(ipcSysctls, dotted) || strings.HasPrefix(dotted, "fs.mqueue."):
+			needs = specs.IPCNamespace
+		case strings.HasPrefix(dotted, "net."):
+			needs = specs.NetworkNamespace
+		case dotted == "kernel.domainname":
+			needs = specs.UTSNamespace
+		case dotted == "kernel.hostname":
+			return c.invalid(field, "is set by hostname")
+		default:
+			return c.invalid(field, "does not belong to a namespace of the container")
+		}
+		if !namespaces[needs] {
+			return c.invalid(field, "cannot be set without a namespace of type %s", needs)
+		}
+	}
+	return nil
+}
+
+func (c *checker) devices(devices []specs.LinuxDevice) error {
+	for i, d := range devices {
+		at := fmt.Sprintf("linux.devices[%d]", i)
+		switch {
+		case !path.IsAbs(d.Path):
+			return c.invalid(at+".path", "%s is not an absolute path", quote(d.Path))
+		case !slices.Contains([]string{"b", "c", "u", "p"}, d.Type):
+			return c.invalid(at+".type", "%s is not one of b, c, u, p", quote(d.Type))
+		case d.Type != "p" && (d.Major < 0 || d.Major >= 1<<12):
+			return c.invalid(at+".major", "%d is not a major number", d.Major)
+		case d.Type != "p" && (d.Minor < 0 || d.Minor >= 1<<20):
+			return c.invalid(at+".minor", "%d is not a minor number", d.Minor)
+		}
+		if err := c.text(at+".path", d.Path); err != nil {
+			return err
+		}
+		if d.Type == "b" {
+			c.warn("%s: block device %d:%d is the guest's, not the host's", at, d.Major, d.Minor)
+		}
+	}
+	return nil
+}
+
+func (c *checker) resources(r *specs.LinuxResources) error {
+	const at = "linux.resources."
+	for i, d := range r.Devices {
+		field := fmt.Sprintf("%sdevices[%d]", at, i)
+		switch {
+		case !slices.Contains([]string{"", "a", "b", "c"}, d.Type):
+			return c.invalid(field+".type", "%s is not one of a, b, c", quote(d.Type))
+		case strings.Trim(d.Access, "rwm") != "":
+			return c.invalid(field+".access", "%s holds more than r, w and m", quote(d.Access))
+		case d.Major != nil && (*d.Major < -1 || *d.Major > math.MaxUint32):
+			return c.invalid(field+".major", "%d is not a major number", *d.Major)
+		case d.Minor != nil && (*d.Minor < -1 || *d.Minor > math.MaxUint32):
+			return c.invalid(field+".minor", "%d is not a minor number", *d.Minor)
+		}
+	}
+	if m := r.Memory; m != nil {
+		for _, f := range []struct {
+			name  string
+			value *int64
+		}{{"limit", m.Limit}, {"reservation", m.Reservation}, {"swap", m.Swap}} {
+			if f.value != nil && *f.value < -1 {
+				return c.invalid(at+"memory."+f.name, "%d is less than -1", *f.value)
+			}
+		}
+		if positive(m.Limit) && positive(m.Swap) && *m.Swap < *m.Limit {
+			return c.invalid(at+"memory.swap", "%d is less than the memory limit %d", *m.Swap, *m.Limit)
+		}
+	}
+	if cpu := r.CPU; cpu != nil {
+		// The bounds are the kernel's.
+		if cpu.Period != nil && *cpu.Period != 0 && (*cpu.Period < 1000 || *cpu.Period > 1_000_000) {
+			return c.invalid(at+"cpu.period", "%d is not between 1000 and 1000000 µs", *cpu.Period)
+		}
+		if positive(cpu.Quota) && *cpu.Quota < 1000 {
+			return c.invalid(at+"cpu.quota", "%d is less than 1000 µs", *cpu.Quota)
+		}
+	}
+	return nil
+}
+
+func positive(n *int64) bool { return n != nil && *n > 0 }

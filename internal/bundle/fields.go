@@ -1,0 +1,215 @@
+package bundle
+
+import (
+	"reflect"
+	"strconv"
+	"strings"
+)
+
+// Support is what runv does with a field.
+type Support string
+
+// The kinds of support.
+const (
+	Honoured Support = "honoured"
+	// Refused fields make the bundle fail when they are set.
+	Refused Support = "refused"
+	// Ignored fields have no meaning here, by the words of the runtime-spec; a
+	// warning tells that one is set.
+	Ignored Support = "ignored"
+)
+
+// Field is one field of the runtime-spec's configuration.
+type Field struct {
+	Path    string // as in JSON; "[]" after a list or map with fields below
+	Support Support
+	Note    string // what an error or a document says beside it
+	// zeroIsUnset is for fields that callers send with a zero that means nothing.
+	zeroIsUnset bool
+}
+
+// Fields lists every field that the runtime-spec has for a container's
+// configuration. A path stands for all below it that is not listed itself.
+func Fields() []Field { return append([]Field(nil), fields...) }
+
+const (
+	otherPlatform = "is of another platform"
+	notYet        = "is not supported yet"
+	noCgroup      = "this resource control is not supported yet"
+)
+
+var fields = []Field{
+	{Path: "ociVersion", Support: Honoured, Note: "major version 1"},
+
+	{Path: "process.terminal", Support: Honoured},
+	{Path: "process.consoleSize", Support: Honoured},
+	{Path: "process.user.uid", Support: Honoured},
+	{Path: "process.user.gid", Support: Honoured},
+	{Path: "process.user.umask", Support: Honoured},
+	{Path: "process.user.additionalGids", Support: Honoured},
+	{Path: "process.user.username", Support: Ignored, Note: otherPlatform},
+	{Path: "process.args", Support: Honoured},
+	{Path: "process.commandLine", Support: Refused, Note: otherPlatform},
+	{Path: "process.env", Support: Honoured},
+	{Path: "process.cwd", Support: Honoured},
+	{Path: "process.capabilities", Support: Honoured, Note: "all five sets"},
+	{Path: "process.rlimits", Support: Honoured},
+	{Path: "process.noNewPrivileges", Support: Honoured},
+	{Path: "process.apparmorProfile", Support: Refused, Note: notYet},
+	{Path: "process.oomScoreAdj", Support: Honoured},
+	{Path: "process.scheduler", Support: Refused, Note: notYet},
+	{Path: "process.selinuxLabel", Support: Refused, Note: notYet},
+	{Path: "process.ioPriority", Support: Refused, Note: notYet},
+	{Path: "process.execCPUAffinity", Support: Refused, Note: notYet},
+
+	{Path: "root.path", Support: Honoured},
+	{Path: "root.readonly", Support: Honoured},
+	{Path: "hostname", Support: Honoured},
+	{Path: "domainname", Support: Honoured},
+
+	{Path: "mounts[].destination", Support: Honoured},
+	{Path: "mounts[].type", Support: Honoured, Note: "proc, sysfs, tmpfs, devpts, mqueue, cgroup, cgroup2, bind"},
+	{Path: "mounts[].source", Support: Honoured},
+	{Path: "mounts[].options", Support: Honoured},
+	{Path: "mounts[].uidMappings", Support: Refused, Note: notYet},
+	{Path: "mounts[].gidMappings", Support: Refused, Note: notYet},
+
+	{Path: "hooks.prestart", Support: Refused, Note: notYet},
+	{Path: "hooks.createRuntime", Support: Refused, Note: notYet},
+	{Path: "hooks.createContainer", Support: Refused, Note: notYet},
+	{Path: "hooks.startContainer", Support: Refused, Note: notYet},
+	{Path: "hooks.poststart", Support: Refused, Note: notYet},
+	{Path: "hooks.poststop", Support: Refused, Note: notYet},
+	{Path: "annotations", Support: Honoured},
+
+	{Path: "linux.uidMappings", Support: Refused, Note: notYet},
+	{Path: "linux.gidMappings", Support: Refused, Note: notYet},
+	{Path: "linux.sysctl", Support: Honoured, Note: "those of the container's namespaces"},
+	{Path: "linux.resources.devices", Support: Honoured},
+	{Path: "linux.resources.memory.limit", Support: Honoured},
+	{Path: "linux.resources.memory.reservation", Support: Honoured},
+	{Path: "linux.resources.memory.swap", Support: Honoured},
+	{Path: "linux.resources.memory.kernel", Support: Refused, Note: noCgroup, zeroIsUnset: true},
+	{Path: "linux.resources.memory.kernelTCP", Support: Refused, Note: noCgroup, zeroIsUnset: true},
+	{Path: "linux.resources.memory.swappiness", Support: Refused, Note: noCgroup},
+	{Path: "linux.resources.memory.disableOOMKiller", Support: Refused, Note: noCgroup, zeroIsUnset: true},
+	{Path: "linux.resources.memory.useHierarchy", Support: Refused, Note: noCgroup, zeroIsUnset: true},
+	{Path: "linux.resources.memory.checkBeforeUpdate", Support: Refused, Note: noCgroup, zeroIsUnset: true},
+	{Path: "linux.resources.cpu.shares", Support: Honoured},
+	{Path: "linux.resources.cpu.quota", Support: Honoured},
+	{Path: "linux.resources.cpu.period", Support: Honoured},
+	{Path: "linux.resources.cpu.burst", Support: Refused, Note: noCgroup, zeroIsUnset: true},
+	{Path: "linux.resources.cpu.realtimeRuntime", Support: Refused, Note: noCgroup, zeroIsUnset: true},
+	{Path: "linux.resources.cpu.realtimePeriod", Support: Refused, Note: noCgroup, zeroIsUnset: true},
+	{Path: "linux.resources.cpu.cpus", Support: Refused, Note: noCgroup},
+	{Path: "linux.resources.cpu.mems", Support: Refused, Note: noCgroup},
+	{Path: "linux.resources.cpu.idle", Support: Refused, Note: noCgroup, zeroIsUnset: true},
+	{Path: "linux.resources.pids.limit", Support: Honoured},
+	{Path: "linux.resources.blockIO", Support: Refused, Note: noCgroup, zeroIsUnset: true},
+	{Path: "linux.resources.hugepageLimits", Support: Refused, Note: noCgroup},
+	{Path: "linux.resources.network", Support: Refused, Note: noCgroup, zeroIsUnset: true},
+	{Path: "linux.resources.rdma", Support: Refused, Note: noCgroup},
+	{Path: "linux.resources.unified", Support: Refused, Note: noCgroup},
+	{Path: "linux.cgroupsPath", Support: Honoured, Note: "recorded; the guest chooses its own"},
+	{Path: "linux.namespaces[].type", Support: Honoured, Note: "pid, ipc, uts, mount, cgroup, network"},
+	{Path: "linux.namespaces[].path", Support: Refused, Note: "joining a namespace " + notYet},
+	{Path: "linux.devices", Support: Honoured, Note: "device numbers are the guest's"},
+	{Path: "linux.netDevices", Support: Refused, Note: notYet},
+	{Path: "linux.seccomp", Support: Refused, Note: notYet},
+	{Path: "linux.rootfsPropagation", Support: Honoured, Note: "private, rprivate, slave, rslave"},
+	{Path: "linux.maskedPaths", Support: Honoured},
+	{Path: "linux.readonlyPaths", Support: Honoured},
+	{Path: "linux.mountLabel", Support: Refused, Note: notYet},
+	{Path: "linux.intelRdt", Support: Refused, Note: notYet},
+	{Path: "linux.memoryPolicy", Support: Refused, Note: notYet},
+	{Path: "linux.personality", Support: Refused, Note: notYet},
+	{Path: "linux.timeOffsets", Support: Refused, Note: notYet},
+
+	{Path: "solaris", Support: Refused, Note: otherPlatform},
+	{Path: "windows", Support: Refused, Note: otherPlatform},
+	{Path: "vm", Support: Refused, Note: "is not supported: the VM is configured on the host"},
+	{Path: "zos", Support: Refused, Note: otherPlatform},
+	{Path: "freebsd", Support: Refused, Note: otherPlatform},
+}
+
+// byPath finds a field by its path.
+var byPath = func() map[string]*Field {
+	m := make(map[string]*Field, len(fields))
+	for i := range fields {
+		m[fields[i].Path] = &fields[i]
+	}
+	return m
+}()
+
+// apply walks v along the table: it returns an error for the first refused
+// field that is set, and collects warnings for ignored ones. pattern is the
+// path of v in the table, path the one for messages; both are empty at the root.
+func (c *checker) apply(v reflect.Value, pattern, path string) error {
+	if f := byPath[pattern]; f != nil {
+		switch set := isSet(v, f.zeroIsUnset); {
+		case set && f.Support == Refused:
+			return c.refused(path, "%s", f.Note)
+		case set && f.Support == Ignored:
+			c.warn("%s: ignored: it %s", path, f.Note)
+		}
+		return nil
+	}
+	switch v.Kind() {
+	case reflect.Pointer:
+		if v.IsNil() {
+			return nil
+		}
+		return c.apply(v.Elem(), pattern, path)
+	case reflect.Struct:
+		for i := range v.NumField() {
+			name := jsonName(v.Type().Field(i))
+			if err := c.apply(v.Field(i), join(pattern, name), join(path, name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	case reflect.Slice:
+		for i := range v.Len() {
+			if err := c.apply(v.Index(i), pattern+"[]", path+"["+strconv.Itoa(i)+"]"); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	// A field that the table does not know, of a newer runtime-spec than it was
+	// made for. A test keeps the table complete.
+	if isSet(v, true) {
+		return c.refused(path, "%s", notYet)
+	}
+	return nil
+}
+
+// isSet tells whether the document gave the field.
+func isSet(v reflect.Value, zeroIsUnset bool) bool {
+	switch v.Kind() {
+	case reflect.Slice, reflect.Map:
+		return v.Len() > 0
+	case reflect.Pointer:
+		return !v.IsNil() && (!zeroIsUnset || isSet(v.Elem(), true))
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if isSet(v.Field(i), zeroIsUnset) {
+				return true
+			}
+		}
+		return false
+	}
+	return !v.IsZero()
+}
+
+func jsonName(f reflect.StructField) string {
+	name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+	return name
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}

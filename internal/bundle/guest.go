@@ -1,0 +1,108 @@
+package bundle
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// guestPathRoom is how long a guest path of a root or a bind mount can get.
+const guestPathRoom = 512
+
+// GuestSpec translates the specification for the guest, as JSON: root.path
+// becomes root, the source of the bind mount with index i in Spec.Mounts
+// becomes bindSource[i], and what concerns only the host is left out. Both are
+// absolute guest paths. The error is errdefs.ErrInvalidArgument for a missing
+// or relative path.
+func (b *Bundle) GuestSpec(root string, bindSource map[int]string) ([]byte, error) {
+	if !path.IsAbs(root) {
+		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("translate bundle: guest root %q is not absolute", root))
+	}
+	spec := *b.Spec
+	spec.Root = &specs.Root{Path: root, Readonly: b.Spec.Root.Readonly}
+	spec.Mounts = slices.Clone(b.Spec.Mounts)
+	for _, bind := range b.Binds() {
+		source := bindSource[bind.Index]
+		if !path.IsAbs(source) {
+			return nil, errdefs.ErrInvalidArgument.WithMessage(
+				fmt.Sprintf("translate bundle: mounts[%d]: guest source %q is not absolute", bind.Index, source))
+		}
+		m := &spec.Mounts[bind.Index]
+		m.Type, m.Source = "bind", source
+		if !slices.Contains(m.Options, "bind") && !bind.Recursive {
+			m.Options = append(slices.Clone(m.Options), "bind")
+		}
+	}
+	process := guestProcess(spec.Process)
+	spec.Process = process
+	linux := *b.Spec.Linux
+	linux.CgroupsPath = ""
+	spec.Linux = &linux
+	spec.Annotations, spec.Hooks = nil, nil
+	data, err := marshal(&spec)
+	if err != nil {
+		return nil, fmt.Errorf("translate bundle: %w", err)
+	}
+	return data, nil
+}
+
+// GuestProcess translates a checked process for the guest, as JSON.
+func GuestProcess(p *specs.Process) ([]byte, error) {
+	data, err := marshal(guestProcess(p))
+	if err != nil {
+		return nil, fmt.Errorf("translate process: %w", err)
+	}
+	if len(data) > maxGuest {
+		return nil, errdefs.ErrInvalidArgument.WithMessage(
+			fmt.Sprintf("process: %d bytes for the guest are more than %d", len(data), maxGuest))
+	}
+	return data, nil
+}
+
+// guestProcess is a copy without what was warned of as ignored.
+func guestProcess(p *specs.Process) *specs.Process {
+	q := *p
+	q.User.Username = ""
+	if p.Capabilities != nil {
+		q.Capabilities = &specs.LinuxCapabilities{
+			Bounding:    knownOnly(p.Capabilities.Bounding),
+			Effective:   knownOnly(p.Capabilities.Effective),
+			Inheritable: knownOnly(p.Capabilities.Inheritable),
+			Permitted:   knownOnly(p.Capabilities.Permitted),
+			Ambient:     knownOnly(p.Capabilities.Ambient),
+		}
+	}
+	return &q
+}
+
+func knownOnly(caps []string) []string {
+	return slices.DeleteFunc(slices.Clone(caps), func(name string) bool { return !knownCap(name) })
+}
+
+// guestSize bounds the length of what GuestSpec returns, whatever the paths.
+func (b *Bundle) guestSize() (int, error) {
+	sources := map[int]string{}
+	for _, bind := range b.Binds() {
+		sources[bind.Index] = "/" + strings.Repeat("x", guestPathRoom)
+	}
+	data, err := b.GuestSpec("/"+strings.Repeat("x", guestPathRoom), sources)
+	return len(data), err
+}
+
+// marshal encodes without the escapes for HTML, which can make text six times
+// as long.
+func marshal(v any) ([]byte, error) {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(buf.Bytes(), []byte("\n")), nil
+}
