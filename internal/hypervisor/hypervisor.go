@@ -207,7 +207,7 @@ type ExitError struct {
 	Status  string        // "exit status 1", "signal: killed"
 	After   time.Duration // since the start of the VMM
 	Stderr  string        // last lines of the VMM's standard error
-	Console []string      // last lines of the guest's console
+	Console []string      // last lines of the guest's console, or from its kernel's panic on
 }
 
 // Error is one line: the status, then what the VMM and the guest said last.

@@ -73,6 +73,13 @@ func (d *Driver) start(ctx context.Context, cfg hypervisor.Config) (*VM, error) 
 	if cfg.VCPUs < 1 || cfg.MemoryBytes < 64<<20 || (cfg.Accel != hypervisor.KVM && cfg.Accel != hypervisor.TCG) {
 		return nil, hypervisor.Errorf(errdefs.ErrInvalidArgument, "vcpus, memory or accelerator out of range")
 	}
+	devices := map[string]hypervisor.Device{}
+	for _, s := range cfg.Shares {
+		if _, ok := devices[s.ID]; ok {
+			return nil, hypervisor.Errorf(errdefs.ErrAlreadyExists, "device %s is there already", s.ID)
+		}
+		devices[s.ID] = s
+	}
 	for _, path := range []string{cfg.Kernel, cfg.Initrd} {
 		if path == "" {
 			continue
@@ -97,10 +104,7 @@ func (d *Driver) start(ctx context.Context, cfg hypervisor.Config) (*VM, error) 
 		attach:  d.OnAttach,
 		ending:  make(chan struct{}),
 		done:    make(chan struct{}),
-		devices: map[string]hypervisor.Device{},
-	}
-	for _, s := range cfg.Shares {
-		vm.devices[s.ID] = s
+		devices: devices,
 	}
 	var channel net.Conn
 	vm.agent, channel = net.Pipe()

@@ -195,6 +195,11 @@ func (v *vm) detach(ctx context.Context, id string) error {
 
 // reserve takes a free port for a new device, which is busy until idle or drop.
 func (v *vm) reserve(id string) (*device, error) {
+	select {
+	case <-v.done:
+		return nil, hypervisor.Errorf(errdefs.ErrFailedPrecondition, "VM has ended")
+	default:
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if _, ok := v.devices[id]; ok {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +26,7 @@ const (
 	drainTimeout   = time.Second      // to read what QEMU left in its sockets when it ended
 	lostGrace      = 2 * time.Second  // from the end of the QMP connection to that of QEMU
 	tailLines      = 8                // of the console and of stderr in errors
+	panicLines     = 200              // of the console in which a panic is looked for
 )
 
 // vm is a running QEMU.
@@ -162,6 +164,7 @@ func (v *vm) verdict() error {
 	asked, lost, shutdown := v.asked, v.lost, v.shutdown
 	v.mu.Unlock()
 	status := v.proc.status()
+	_, panicked := v.lastWords()
 	switch {
 	case asked:
 		return nil
@@ -171,7 +174,7 @@ func (v *vm) verdict() error {
 		return v.exitError(status)
 	case shutdown == "guest-shutdown":
 		return nil
-	case shutdown == "guest-panic", shutdown == "guest-reset" && v.panicked():
+	case shutdown == "guest-panic", shutdown == "guest-reset" && panicked:
 		return v.exitError("guest kernel panicked")
 	case shutdown == "guest-reset":
 		return v.exitError("guest reset itself")
@@ -181,23 +184,25 @@ func (v *vm) verdict() error {
 	return v.exitError(status)
 }
 
-// panicked tells whether the console ends with a kernel's panic. It only chooses
-// words, as the guest can write there what it likes.
-func (v *vm) panicked() bool {
-	for _, line := range v.console.Tail(100) {
+// lastWords is the end of the console, or its part from a kernel's panic on. The
+// guest can write there what it likes, so a panic there only chooses words.
+func (v *vm) lastWords() (lines []string, panicked bool) {
+	lines = v.console.Tail(panicLines)
+	for i, line := range slices.Backward(lines) {
 		if strings.Contains(line, "Kernel panic - not syncing") {
-			return true
+			return lines[min(i, max(0, len(lines)-tailLines)):][:min(tailLines, len(lines))], true
 		}
 	}
-	return false
+	return lines[max(0, len(lines)-tailLines):], false
 }
 
 func (v *vm) exitError(status string) *hypervisor.ExitError {
+	lines, _ := v.lastWords()
 	return &hypervisor.ExitError{
 		Status:  status,
 		After:   time.Since(v.proc.started),
 		Stderr:  strings.Join(v.vmmLog.Tail(tailLines), "\n"),
-		Console: v.console.Tail(tailLines),
+		Console: lines,
 	}
 }
 
