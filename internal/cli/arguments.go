@@ -13,7 +13,7 @@ import (
 // exactArgs refuses a number of arguments that is not n.
 func exactArgs(cmd *urfave.Command, n int) error {
 	if got := cmd.Args().Len(); got != n {
-		return &usageError{cmd.Name, fmt.Sprintf("takes exactly %s, got %d", arguments(n), got)}
+		return &usageError{cmd.Name, fmt.Sprintf("takes %s, got %d", arguments("exactly", n), got)}
 	}
 	return nil
 }
@@ -21,19 +21,19 @@ func exactArgs(cmd *urfave.Command, n int) error {
 // minArgs refuses fewer than n arguments.
 func minArgs(cmd *urfave.Command, n int) error {
 	if got := cmd.Args().Len(); got < n {
-		return &usageError{cmd.Name, fmt.Sprintf("takes at least %s, got %d", arguments(n), got)}
+		return &usageError{cmd.Name, fmt.Sprintf("takes %s, got %d", arguments("at least", n), got)}
 	}
 	return nil
 }
 
-func arguments(n int) string {
+func arguments(limit string, n int) string {
 	switch n {
 	case 0:
 		return "no arguments"
 	case 1:
-		return "1 argument"
+		return limit + " 1 argument"
 	}
-	return fmt.Sprintf("%d arguments", n)
+	return fmt.Sprintf("%s %d arguments", limit, n)
 }
 
 // forContainer makes an action of a command that takes a container's id and
@@ -50,10 +50,10 @@ func forContainer(run func(ctx context.Context, cmd *urfave.Command, id string) 
 // inContainer is forContainer for commands with more arguments.
 func inContainer(ctx context.Context, cmd *urfave.Command, run func(context.Context, *urfave.Command, string) error) error {
 	id := cmd.Args().First()
-	err := bundle.ValidateID(id)
-	if err == nil {
-		err = run(ctx, cmd, id)
+	if err := bundle.ValidateID(id); err != nil {
+		return fmt.Errorf("%s: %w", cmd.Name, err)
 	}
+	err := run(ctx, cmd, id)
 	if err == nil || namesContainer(err, id) {
 		return err
 	}

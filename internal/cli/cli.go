@@ -55,19 +55,18 @@ type app struct {
 
 func (a *app) rootCommand() *urfave.Command {
 	root := &urfave.Command{
-		Name:                      "runv",
-		Usage:                     "run OCI containers, each pod in a virtual machine of its own",
-		DisableSliceFlagSeparator: true,
-		StopOnNthArg:              new(1),
-		HideHelpCommand:           true,
-		HideVersion:               true,
-		Writer:                    a.prog.Stdout,
-		ErrWriter:                 a.prog.Stderr,
-		ExitErrHandler:            func(context.Context, *urfave.Command, error) {},
-		OnUsageError:              usageErrorOf,
-		Before:                    a.before,
-		Action:                    a.noCommand,
-		Commands:                  a.commands(),
+		Name:            "runv",
+		Usage:           "run OCI containers, each pod in a virtual machine of its own",
+		StopOnNthArg:    new(1),
+		HideHelpCommand: true,
+		HideVersion:     true,
+		Writer:          a.prog.Stdout,
+		ErrWriter:       a.prog.Stderr,
+		ExitErrHandler:  func(context.Context, *urfave.Command, error) {},
+		OnUsageError:    usageErrorOf,
+		Before:          a.before,
+		Action:          a.noCommand,
+		Commands:        a.commands(),
 		Flags: []urfave.Flag{
 			&urfave.StringFlag{
 				Name: "root", Value: defaultRoot, Destination: &a.root, Local: true, TakesFile: true,
@@ -126,6 +125,7 @@ func (a *app) commands() []*urfave.Command {
 		a.execCommand(),
 		a.psCommand(),
 		a.specCommand(),
+		a.featuresCommand(),
 		a.helpCommand(),
 		a.refusedCommand("update", "resources of a running container cannot be changed"),
 		a.refusedCommand("checkpoint", "containers cannot be checkpointed"),
@@ -135,6 +135,7 @@ func (a *app) commands() []*urfave.Command {
 		c.OnUsageError = usageErrorOf
 		c.CustomHelpTemplate = commandHelp(c)
 		c.HideHelpCommand = true
+		c.DisableSliceFlagSeparator = true
 	}
 	return all
 }

@@ -119,6 +119,9 @@ func (a *app) exec(ctx context.Context, id string, opts execOptions) error {
 	if err != nil {
 		return err
 	}
+	if err := a.checkProcess(process); err != nil {
+		return err
+	}
 	if err := checkTerminal(opts.detach, process.Terminal, opts.consoleSocket); err != nil {
 		return err
 	}

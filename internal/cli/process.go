@@ -117,6 +117,15 @@ func addCapabilities(p *specs.Process, caps []string) {
 	}
 }
 
+// checkProcess validates a process as the supervisor will, before anything is started.
+func (a *app) checkProcess(p *specs.Process) error {
+	warnings, err := bundle.CheckProcess(p)
+	for _, w := range warnings {
+		a.warn("%s", w)
+	}
+	return err
+}
+
 // containerProcess reads the process of a container's bundle. It was validated
 // when the container was created and is again, by the supervisor, before it runs.
 func containerProcess(bundleDir string) (*specs.Process, error) {

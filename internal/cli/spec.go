@@ -9,8 +9,9 @@ import (
 	"os"
 	"path/filepath"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	urfave "github.com/urfave/cli/v3"
+
+	"runv/internal/bundle"
 )
 
 func (a *app) specCommand() *urfave.Command {
@@ -48,7 +49,7 @@ Example:
 }
 
 func writeSpec(path string) error {
-	data, err := json.MarshalIndent(exampleSpec(), "", "\t")
+	data, err := json.MarshalIndent(bundle.DefaultSpec(), "", "\t")
 	if err != nil {
 		return err
 	}
@@ -63,50 +64,4 @@ func writeSpec(path string) error {
 		return errors.Join(err, f.Close(), os.Remove(path))
 	}
 	return f.Close()
-}
-
-// exampleSpec has the values of runc's example, so that one bundle does for
-// both; the cgroup namespace comes from guests having cgroup v2.
-func exampleSpec() *specs.Spec {
-	caps := []string{"CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"}
-	mount := func(destination, typ, source string, options ...string) specs.Mount {
-		return specs.Mount{Destination: destination, Type: typ, Source: source, Options: options}
-	}
-	return &specs.Spec{
-		Version: specs.Version,
-		Process: &specs.Process{
-			Terminal: true,
-			Args:     []string{"sh"},
-			Env:      []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"},
-			Cwd:      "/",
-			Capabilities: &specs.LinuxCapabilities{
-				Bounding: caps, Effective: caps, Permitted: caps, Ambient: caps,
-			},
-			Rlimits:         []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1024, Soft: 1024}},
-			NoNewPrivileges: true,
-		},
-		Root:     &specs.Root{Path: "rootfs", Readonly: true},
-		Hostname: "runv",
-		Mounts: []specs.Mount{
-			mount("/proc", "proc", "proc"),
-			mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-			mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
-			mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),
-			mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
-			mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
-			mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro"),
-		},
-		Linux: &specs.Linux{
-			Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}},
-			Namespaces: []specs.LinuxNamespace{
-				{Type: specs.PIDNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace},
-				{Type: specs.UTSNamespace}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace},
-			},
-			MaskedPaths: []string{
-				"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-				"/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi",
-			},
-			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
-		},
-	}
 }

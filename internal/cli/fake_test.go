@@ -1,0 +1,162 @@
+package cli_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc"
+
+	supervisorv1 "runv/api/supervisor/v1"
+	"runv/internal/rpcerror"
+	"runv/internal/standin"
+	"runv/internal/state"
+	"runv/internal/unixsock"
+)
+
+// fakeSupervisor serves the API of a pod with one container and no VM. What it
+// was asked it answers from the state directory, as far as it has an answer.
+type fakeSupervisor struct {
+	supervisorv1.UnimplementedPodServer
+	supervisorv1.UnimplementedContainersServer
+	supervisorv1.UnimplementedProcessesServer
+	store    *state.Store
+	id       string
+	standIns *standin.Listener
+}
+
+// serveFake serves a fake until stop is called.
+func serveFake(store *state.Store, id string) (stop func(), err error) {
+	l, err := unixsock.Listen(store.PodDir("pod-"+id), "supervisor.sock", "unix")
+	if err != nil {
+		return nil, err
+	}
+	standIns, err := standin.Listen(store.PodDir("pod-" + id))
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	f := &fakeSupervisor{store: store, id: id, standIns: standIns}
+	s := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		resp, err := handler(ctx, req)
+		return resp, rpcerror.ToStatus(err)
+	}))
+	supervisorv1.RegisterPodServer(s, f)
+	supervisorv1.RegisterContainersServer(s, f)
+	supervisorv1.RegisterProcessesServer(s, f)
+	var served sync.WaitGroup
+	served.Go(func() { _ = s.Serve(l) })
+	return func() {
+		s.Stop()
+		served.Wait()
+		_ = standIns.Close()
+	}, nil
+}
+
+// set writes a status as a supervisor does.
+func (f *fakeSupervisor) set(status state.Status) error {
+	c, err := f.store.LoadContainer(f.id)
+	if err != nil {
+		return err
+	}
+	c.Status = status
+	return f.store.SaveContainer(c)
+}
+
+func (f *fakeSupervisor) Start(context.Context, *supervisorv1.StartRequest) (*supervisorv1.StartResponse, error) {
+	return &supervisorv1.StartResponse{}, f.set(state.Running)
+}
+
+func (f *fakeSupervisor) Pause(context.Context, *supervisorv1.PauseRequest) (*supervisorv1.PauseResponse, error) {
+	return &supervisorv1.PauseResponse{}, f.set(state.Paused)
+}
+
+func (f *fakeSupervisor) Resume(context.Context, *supervisorv1.ResumeRequest) (*supervisorv1.ResumeResponse, error) {
+	return &supervisorv1.ResumeResponse{}, f.set(state.Running)
+}
+
+// Delete removes the container and leaves the pod, which has no VM to end.
+func (f *fakeSupervisor) Delete(_ context.Context, req *supervisorv1.DeleteRequest) (*supervisorv1.DeleteResponse, error) {
+	return &supervisorv1.DeleteResponse{}, f.store.RemoveContainer(req.GetId())
+}
+
+// Signal obeys KILL and refuses HUP, so that a supervisor's error can be seen.
+func (f *fakeSupervisor) Signal(_ context.Context, req *supervisorv1.SignalRequest) (*supervisorv1.SignalResponse, error) {
+	switch req.GetSignal() {
+	case 9:
+		return &supervisorv1.SignalResponse{}, f.set(state.Stopped)
+	case 1:
+		return nil, rpcerror.New(errdefs.ErrNotFound, "process has exited")
+	case 2:
+		return nil, rpcerror.New(errdefs.ErrInternal, "the guest said:\nno")
+	}
+	return &supervisorv1.SignalResponse{}, nil
+}
+
+func (f *fakeSupervisor) List(context.Context, *supervisorv1.ListRequest) (*supervisorv1.ListResponse, error) {
+	return &supervisorv1.ListResponse{Processes: []*supervisorv1.Process{
+		{Pid: 71, ParentPid: 1, Tty: "?", Command: "sleep 30", Init: true},
+		{Pid: 99, ParentPid: 71, Uid: 5, Tty: "pts/0", Command: "sh", ExecId: "e"},
+	}}, nil
+}
+
+func (f *fakeSupervisor) Stats(context.Context, *supervisorv1.StatsRequest) (*supervisorv1.StatsResponse, error) {
+	return &supervisorv1.StatsResponse{CpuUsageNanos: 7, MemoryUsageBytes: 8, PidsCurrent: 2}, nil
+}
+
+// Events tells of a short life, and then, to a follower, of its end.
+func (f *fakeSupervisor) Events(req *supervisorv1.EventsRequest, stream grpc.ServerStreamingServer[supervisorv1.Event]) error {
+	for _, ev := range []*supervisorv1.Event{
+		{Seq: 1, TimeUnixNano: 1e9, Type: "create", ContainerId: f.id, Pid: 4711},
+		{Seq: 2, TimeUnixNano: 2e9, Type: "oom", ContainerId: f.id},
+		{Seq: 3, TimeUnixNano: 3e9, Type: "exit", ContainerId: f.id, ExecId: "e", Status: 1},
+		{Seq: 4, TimeUnixNano: 4e9, Type: "exit", ContainerId: f.id, Pid: 4711},
+	} {
+		if err := stream.Send(ev); err != nil {
+			return err
+		}
+	}
+	if req.GetFollow() {
+		<-stream.Context().Done()
+	}
+	return nil
+}
+
+// Exec has programs of its own: those that do not run, exit, and cat, which
+// copies its input once, and tells the process as it came.
+func (f *fakeSupervisor) Exec(ctx context.Context, req *supervisorv1.ExecRequest) (*supervisorv1.ExecResponse, error) {
+	peer, err := f.standIns.Await(ctx, standin.Token(req.GetStandin()))
+	if err != nil {
+		return nil, err
+	}
+	var p specs.Process
+	if err := json.Unmarshal(req.GetProcess(), &p); err != nil {
+		return nil, err
+	}
+	defer peer.Close()
+	defer peer.CloseStdio()
+	var status uint64
+	switch p.Args[0] {
+	case "nonesuch":
+		return nil, rpcerror.New(errdefs.ErrNotFound, `exec: "nonesuch": executable file not found in $PATH`)
+	case "/etc":
+		return nil, rpcerror.New(errdefs.ErrPermissionDenied, `exec: "/etc": permission denied`)
+	case "broken":
+		return nil, rpcerror.New(errdefs.ErrInternal, "agent does not answer")
+	case "exit":
+		status, err = strconv.ParseUint(p.Args[1], 10, 8)
+	case "cat":
+		_, err = io.Copy(peer.Stdout, peer.Stdin)
+	case "show":
+		_, err = fmt.Fprintf(peer.Stdout, "%s\n", req.GetProcess())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &supervisorv1.ExecResponse{ExecId: "e", Pid: uint32(peer.PID)}, peer.Exit(uint32(status))
+}

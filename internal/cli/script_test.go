@@ -1,0 +1,113 @@
+package cli_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"go.uber.org/goleak"
+
+	"runv/internal/cli"
+	"runv/internal/state"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(leakChecked{m}, map[string]func(){
+		"runv": func() {
+			os.Exit(cli.Main(context.Background(), cli.Program{
+				Version: "1.2.3", Args: os.Args, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+			}))
+		},
+	})
+}
+
+// leakChecked runs the tests and then looks for goroutines that they left.
+type leakChecked struct{ m *testing.M }
+
+func (l leakChecked) Run() int {
+	code := l.m.Run()
+	if err := goleak.Find(); code == 0 && err != nil {
+		os.Stderr.WriteString(err.Error() + "\n")
+		return 1
+	}
+	return code
+}
+
+// TestScripts runs the command line as its callers do. Each script has a state
+// directory of its own, $ROOT, and these commands beside testscript's:
+//
+//	container ID STATUS    make a container in pod ID, whose supervisor is this
+//	                       test (a fake) unless STATUS begins with "dead-"
+//	status N ARGS          runv ARGS, which must exit with status N
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			root := filepath.Join(env.WorkDir, "root")
+			env.Setenv("ROOT", root)
+			env.Setenv("HOME", env.WorkDir)
+			return os.Mkdir(root, 0o700)
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"container": container,
+			"status":    status,
+		},
+	})
+}
+
+func container(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: container ID STATUS")
+	}
+	id := args[0]
+	status, dead := strings.CutPrefix(args[1], "dead-")
+	store, err := state.Open(ts.Getenv("ROOT"))
+	ts.Check(err)
+	self, err := state.ProcessOf(os.Getpid())
+	ts.Check(err)
+	created := time.Date(2026, 11, 23, 17, 44, 51, 33439861, time.UTC)
+	bundle := ts.MkAbs("bundle")
+	c := state.Container{
+		ID: id, PodID: "pod-" + id, Bundle: bundle, Rootfs: filepath.Join(bundle, "rootfs"), OCIVersion: "1.2.0",
+		Status: state.Status(status), Created: created, Annotations: map[string]string{"a": "b"},
+	}
+	if !dead {
+		c.StandIn = state.Process{PID: 4711, StartTime: 1}
+	}
+	ts.Check(store.ReserveContainer(c))
+	pod := state.Pod{
+		ID: c.PodID, Created: created, Driver: "qemu", Accel: "tcg", AccelNote: "because", Kernel: "6.1.0",
+		Phases: []state.Phase{{Name: "boot", Duration: 1500 * time.Millisecond}, {Name: "start", Duration: 2 * time.Millisecond}},
+	}
+	if !dead {
+		pod.Supervisor = self
+	}
+	ts.Check(store.CreatePod(pod))
+	if dead {
+		return
+	}
+	stop, err := serveFake(store, id)
+	ts.Check(err)
+	ts.Defer(stop)
+}
+
+func status(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec("runv", args[1:]...)
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	switch {
+	case err == nil && args[0] == "0":
+	case err == nil:
+		ts.Fatalf("exit status 0, want %s", args[0])
+	case !ok:
+		ts.Check(err)
+	case strconv.Itoa(exit.ExitCode()) != args[0]:
+		ts.Fatalf("%v, want %s", exit, args[0])
+	}
+}
