@@ -1,0 +1,119 @@
+package mountns_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"gotest.tools/v3/assert"
+
+	"runv/internal/mountns"
+)
+
+// TestMain also is the program that enters a namespace: "enter DIR" mounts a tmpfs on DIR/own,
+// says so, and then tells at each line of input whether DIR/later is a
+// mount point here and for the host.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "enter" {
+		if err := enter(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func enter(dir string) error {
+	host, err := mountns.Enter(3)
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	if flags, err := unix.FcntlInt(3, unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+		return fmt.Errorf("kept descriptor: flags %#x: %v", flags, err)
+	}
+	if err := unix.Mount("tmpfs", filepath.Join(dir, "own"), "tmpfs", 0, "size=64k"); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "own", "file"), nil, 0o600); err != nil {
+		return err
+	}
+	fmt.Println("pid", os.Getpid(), "marker", os.Getenv("RUNV_HOST_MOUNTS"))
+	if _, err := fmt.Scanln(); err != nil && err.Error() != "unexpected newline" {
+		return err
+	}
+	for _, ns := range []*os.File{nil, host} {
+		if err := mountns.Do(ns, func() error {
+			_, own := os.Stat(filepath.Join(dir, "own", "file"))
+			_, later := os.Stat(filepath.Join(dir, "later", "file"))
+			fmt.Println("own", own == nil, "later", later == nil)
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	// The process itself has not moved.
+	_, err = os.Stat(filepath.Join(dir, "own", "file"))
+	return err
+}
+
+func TestEnter(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"own", "later"} {
+		assert.NilError(t, os.Mkdir(filepath.Join(dir, name), 0o700))
+	}
+	null, err := os.Open(os.DevNull)
+	assert.NilError(t, err)
+	defer null.Close()
+	cmd := exec.Command(os.Args[0], "enter", dir)
+	cmd.ExtraFiles = []*os.File{null}
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	assert.NilError(t, err)
+	out, err := cmd.StdoutPipe()
+	assert.NilError(t, err)
+	assert.NilError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+
+	line := func() string {
+		var b strings.Builder
+		for c := make([]byte, 1); ; {
+			_, err := out.Read(c)
+			assert.NilError(t, err)
+			if c[0] == '\n' {
+				return b.String()
+			}
+			b.Write(c)
+		}
+	}
+	assert.Equal(t, line(), fmt.Sprintf("pid %d marker ", cmd.Process.Pid))
+	_, err = os.Stat(filepath.Join(dir, "own", "file"))
+	assert.ErrorIs(t, err, os.ErrNotExist)
+
+	// A mount of the host, made after the process has left.
+	later := filepath.Join(dir, "later")
+	assert.NilError(t, unix.Mount("tmpfs", later, "tmpfs", 0, "size=64k"))
+	defer func() { assert.NilError(t, unix.Unmount(later, 0)) }()
+	assert.NilError(t, os.WriteFile(filepath.Join(later, "file"), nil, 0o600))
+	_, err = in.Write([]byte("\n"))
+	assert.NilError(t, err)
+	assert.Assert(t, strings.HasPrefix(line(), "own true later ")) // depends on the host's propagation
+	assert.Equal(t, line(), "own false later true")
+	assert.NilError(t, cmd.Wait())
+}
+
+func TestBadMarker(t *testing.T) {
+	for _, value := range []string{"", "x", "-1", "0", "99999"} {
+		t.Setenv("RUNV_HOST_MOUNTS", value)
+		_, err := mountns.Enter()
+		assert.ErrorContains(t, err, "RUNV_HOST_MOUNTS")
+	}
+}
