@@ -1,0 +1,407 @@
+// Package container creates and controls the guest's containers and their
+// processes. internal/guest/server calls it for the host's requests.
+//
+// A container is created by starting a stage (internal/guest/stage), which sets
+// it up from inside and then waits; the start lets it become the user's program.
+//
+//	creating ──► created ──► running ──► stopped
+//	               └───────────────────────▲
+//
+// The end of init stops the container. Paused is a property of a container that is
+// created or running. No lock is held while a process is started, waited for or
+// written to.
+package container
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	agentv1 "runv/api/agent/v1"
+	"runv/internal/guest/cgroup"
+	"runv/internal/guest/eventlog"
+	"runv/internal/guest/fault"
+	"runv/internal/guest/reaper"
+	"runv/internal/guest/stage"
+	"runv/internal/guest/stdio"
+)
+
+// Config is what a Set works with.
+type Config struct {
+	Exe     string // executable that runs stage.Main under the name stage.Name
+	Reaper  *reaper.Reaper
+	Events  *eventlog.Log
+	Cgroups Cgroups
+	Log     *slog.Logger
+}
+
+// Cgroups makes control groups; cgroup.Hierarchy does.
+type Cgroups interface {
+	Create(name string, r *cgroup.Resources, onOOM func(kills uint64)) (*cgroup.Group, error)
+}
+
+// Set is all containers of the guest. It is safe for concurrent use.
+type Set struct {
+	Config
+	pidNS int // descriptor of the agent's own pid namespace
+
+	mu   sync.Mutex
+	byID map[string]*Container
+}
+
+// NewSet makes an empty set.
+func NewSet(cfg Config) (*Set, error) {
+	fd, err := unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &Set{Config: cfg, pidNS: fd, byID: make(map[string]*Container)}, nil
+}
+
+type status string
+
+const (
+	creating status = "creating" // init's stage is at work
+	created  status = "created"  // init waits for Start
+	running  status = "running"  // init is the user's program
+	stopped  status = "stopped"  // init has ended
+)
+
+// Container is one container.
+type Container struct {
+	set        *Set
+	id         string
+	namespaces int // CLONE_NEW* that are its own
+	group      *cgroup.Group
+
+	mu       sync.Mutex
+	status   status
+	paused   bool
+	deleting bool
+	init     *process
+	execs    map[string]*process
+	lingers  map[*process]struct{} // whose output is still copied
+}
+
+// Get returns the container, or a not-found error.
+func (s *Set) Get(id string) (*Container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, ok := s.byID[id]
+	if !ok {
+		return nil, fault.New(errdefs.ErrNotFound, "container %q does not exist", id)
+	}
+	return c, nil
+}
+
+// All returns all containers.
+func (s *Set) All() []*Container {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*Container, 0, len(s.byID))
+	for _, c := range s.byID {
+		all = append(all, c)
+	}
+	return all
+}
+
+func (s *Set) reserve(c *Container) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.byID[c.id]; ok {
+		return fault.New(errdefs.ErrAlreadyExists, "container %q exists", c.id)
+	}
+	s.byID[c.id] = c
+	return nil
+}
+
+func (s *Set) forget(c *Container) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.byID, c.id)
+}
+
+// validID tells whether id can be a file name.
+func validID(id string) bool {
+	return id != "" && len(id) <= 255 && id != "." && id != ".." && filepath.Base(id) == id
+}
+
+// Create creates a container from a specification in JSON and returns the pid of its
+// init, which waits for Start.
+func (s *Set) Create(ctx context.Context, id string, specJSON []byte, streams stdio.Streams, numbers stdio.Numbers) (pid int, err error) {
+	if !validID(id) {
+		return 0, invalid("container id %q is not valid", id)
+	}
+	spec, err := parseSpec(specJSON)
+	if err != nil {
+		return 0, err
+	}
+	flags, err := translateNamespaces(spec.Linux.Namespaces)
+	if err != nil {
+		return 0, err
+	}
+	cfg, err := translateInit(spec, flags)
+	if err != nil {
+		return 0, err
+	}
+	resources, err := cgroup.Translate(spec.Linux.Resources)
+	if err != nil {
+		return 0, invalid("linux.resources: %w", err)
+	}
+	c := &Container{
+		set: s, id: id, namespaces: flags, status: creating,
+		execs: make(map[string]*process), lingers: make(map[*process]struct{}),
+	}
+	if err := s.reserve(c); err != nil {
+		return 0, err
+	}
+	if err := c.create(ctx, cfg, resources, streams, numbers); err != nil {
+		s.forget(c)
+		return 0, err
+	}
+	return c.init.pid, nil
+}
+
+func translateInit(spec *specs.Spec, flags int) (*stage.Config, error) {
+	p, err := translateProcess(spec.Process)
+	if err != nil {
+		return nil, err
+	}
+	c, err := translateContainer(spec, flags)
+	if err != nil {
+		return nil, err
+	}
+	return &stage.Config{Process: *p, Container: c}, nil
+}
+
+func (c *Container) create(ctx context.Context, cfg *stage.Config, r *cgroup.Resources, streams stdio.Streams, numbers stdio.Numbers) (err error) {
+	c.group, err = c.set.Cgroups.Create(c.id, r, func(kills uint64) {
+		c.set.Events.Append(&agentv1.Event{ContainerId: c.id, Kind: &agentv1.Event_Oom{Oom: &agentv1.OOM{Kills: kills}}})
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.removeGroup())
+		}
+	}()
+	p, err := c.launch(ctx, "", cfg, streams, numbers)
+	if err != nil {
+		if c.group.OOMKills() > 0 {
+			err = fault.New(errdefs.ErrResourceExhausted, "container init was killed for want of memory; the memory limit is too low: %w", err)
+		}
+		return err
+	}
+	c.mu.Lock()
+	c.init = p
+	c.status = created
+	c.mu.Unlock()
+	p.announce()
+	return nil
+}
+
+// removeTimeout bounds the wait for killed processes to end.
+const removeTimeout = 10 * time.Second
+
+func (c *Container) removeGroup() error {
+	ctx, cancel := context.WithTimeout(context.Background(), removeTimeout)
+	defer cancel()
+	return errors.Join(c.group.Kill(), c.group.Remove(ctx))
+}
+
+func (c *Container) wrongState(verb string) error {
+	s := string(c.status)
+	if c.paused {
+		s = "paused"
+	}
+	return fault.New(errdefs.ErrFailedPrecondition, "cannot %s container %q: it is %s", verb, c.id, s)
+}
+
+// Start lets init become the user's program, and returns when it has or could not.
+func (c *Container) Start(ctx context.Context) error {
+	c.mu.Lock()
+	if c.status != created || c.paused {
+		defer c.mu.Unlock()
+		return c.wrongState("start")
+	}
+	c.status = running // the one start there is
+	p := c.init
+	c.mu.Unlock()
+	if err := p.ctl.Start(ctx); err != nil {
+		return err
+	}
+	p.ctl.Close()
+	return nil
+}
+
+// Exec starts a process in the container and returns its pid when it has become
+// the program.
+func (c *Container) Exec(ctx context.Context, execID string, processJSON []byte, streams stdio.Streams, numbers stdio.Numbers) (int, error) {
+	if !validID(execID) {
+		return 0, invalid("exec id %q is not valid", execID)
+	}
+	spec, err := parseProcess(processJSON)
+	if err != nil {
+		return 0, err
+	}
+	sp, err := translateProcess(spec)
+	if err != nil {
+		return 0, err
+	}
+	if err := c.reserveExec(execID); err != nil {
+		return 0, err
+	}
+	p, err := c.launch(ctx, execID, &stage.Config{Process: *sp, Join: c.namespaces &^ unix.CLONE_NEWPID}, streams, numbers)
+	c.mu.Lock()
+	if err != nil {
+		delete(c.execs, execID)
+		c.mu.Unlock()
+		return 0, err
+	}
+	c.execs[execID] = p
+	c.mu.Unlock()
+	p.announce()
+	return p.pid, nil
+}
+
+func (c *Container) reserveExec(execID string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if (c.status != created && c.status != running) || c.paused || c.deleting {
+		return c.wrongState("exec in")
+	}
+	if _, ok := c.execs[execID]; ok {
+		return fault.New(errdefs.ErrAlreadyExists, "exec %q exists in container %q", execID, c.id)
+	}
+	c.execs[execID] = nil
+	return nil
+}
+
+// Delete kills what is left of the container and removes it.
+func (c *Container) Delete(ctx context.Context) error {
+	c.mu.Lock()
+	if c.status == creating {
+		defer c.mu.Unlock()
+		return c.wrongState("delete")
+	}
+	c.deleting = true
+	processes := c.processes()
+	c.mu.Unlock()
+
+	if err := c.group.Kill(); err != nil {
+		return err
+	}
+	for _, p := range processes {
+		select {
+		case <-p.gone:
+		case <-ctx.Done():
+			return fault.New(context.Cause(ctx), "delete container %q: process %d does not end", c.id, p.pid)
+		}
+	}
+	if err := c.group.Remove(ctx); err != nil {
+		return err
+	}
+	c.set.forget(c)
+	for _, p := range processes {
+		p.close()
+	}
+	return nil
+}
+
+// processes returns all that are or were started and not closed. The caller
+// holds c.mu.
+func (c *Container) processes() []*process {
+	all := []*process{c.init}
+	for _, p := range c.execs {
+		if p != nil {
+			all = append(all, p)
+		}
+	}
+	for p := range c.lingers {
+		all = append(all, p)
+	}
+	return all
+}
+
+// Pause freezes all processes, and returns when they are.
+func (c *Container) Pause(ctx context.Context) error {
+	c.mu.Lock()
+	if c.status != created && c.status != running {
+		defer c.mu.Unlock()
+		return c.wrongState("pause")
+	}
+	c.paused = true
+	c.mu.Unlock()
+	if err := c.group.Freeze(ctx, true); err != nil {
+		return errors.Join(err, c.Resume(context.WithoutCancel(ctx)))
+	}
+	return nil
+}
+
+// Resume lets all processes run again.
+func (c *Container) Resume(ctx context.Context) error {
+	c.mu.Lock()
+	if c.status != created && c.status != running {
+		defer c.mu.Unlock()
+		return c.wrongState("resume")
+	}
+	c.mu.Unlock()
+	if err := c.group.Freeze(ctx, false); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.paused = false
+	c.mu.Unlock()
+	return nil
+}
+
+// Stats reads the container's counters.
+func (c *Container) Stats() (cgroup.Stats, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.status == creating {
+		return cgroup.Stats{}, c.wrongState("read statistics of")
+	}
+	return c.group.Stats(), nil
+}
+
+// find returns the process that has not exited.
+func (c *Container) find(execID string) (*process, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.init
+	if execID != "" {
+		p = c.execs[execID]
+	}
+	if p == nil || p.exited {
+		name := "init"
+		if execID != "" {
+			name = execID
+		}
+		return nil, fault.New(errdefs.ErrNotFound, "process %q of container %q is not running", name, c.id)
+	}
+	return p, nil
+}
+
+// Resize sets the window size of a process's terminal.
+func (c *Container) Resize(execID string, width, height uint32) error {
+	p, err := c.find(execID)
+	if err != nil {
+		return err
+	}
+	if width > 0xffff || height > 0xffff {
+		return invalid("resize terminal: %d by %d is too large", width, height)
+	}
+	if err := p.io.Resize(uint16(width), uint16(height)); err != nil {
+		return invalid("resize terminal: %w", err)
+	}
+	return nil
+}

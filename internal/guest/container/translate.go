@@ -1,0 +1,237 @@
+package container
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/capability"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"runv/internal/guest/fault"
+	"runv/internal/guest/stage"
+)
+
+// maxSpec bounds the JSON that the host may send.
+const maxSpec = 3 << 20
+
+func invalid(format string, args ...any) error {
+	return fault.New(errdefs.ErrInvalidArgument, format, args...)
+}
+
+func parseSpec(data []byte) (*specs.Spec, error) {
+	spec := &specs.Spec{}
+	if len(data) > maxSpec {
+		return nil, invalid("parse specification: %d bytes are too many", len(data))
+	}
+	if err := json.Unmarshal(data, spec); err != nil {
+		return nil, invalid("parse specification: %w", err)
+	}
+	switch {
+	case spec.Process == nil:
+		return nil, invalid("parse specification: process is missing")
+	case spec.Root == nil || !filepath.IsAbs(spec.Root.Path):
+		return nil, invalid("parse specification: root.path is no absolute path")
+	case spec.Linux == nil:
+		return nil, invalid("parse specification: linux is missing")
+	}
+	return spec, nil
+}
+
+func parseProcess(data []byte) (*specs.Process, error) {
+	p := &specs.Process{}
+	if len(data) > maxSpec {
+		return nil, invalid("parse process: %d bytes are too many", len(data))
+	}
+	if err := json.Unmarshal(data, p); err != nil {
+		return nil, invalid("parse process: %w", err)
+	}
+	return p, nil
+}
+
+// rlimits are the limits' numbers by their names.
+var rlimits = map[string]int{
+	"RLIMIT_AS":         unix.RLIMIT_AS,
+	"RLIMIT_CORE":       unix.RLIMIT_CORE,
+	"RLIMIT_CPU":        unix.RLIMIT_CPU,
+	"RLIMIT_DATA":       unix.RLIMIT_DATA,
+	"RLIMIT_FSIZE":      unix.RLIMIT_FSIZE,
+	"RLIMIT_LOCKS":      unix.RLIMIT_LOCKS,
+	"RLIMIT_MEMLOCK":    unix.RLIMIT_MEMLOCK,
+	"RLIMIT_MSGQUEUE":   unix.RLIMIT_MSGQUEUE,
+	"RLIMIT_NICE":       unix.RLIMIT_NICE,
+	"RLIMIT_NOFILE":     unix.RLIMIT_NOFILE,
+	"RLIMIT_NPROC":      unix.RLIMIT_NPROC,
+	"RLIMIT_RSS":        unix.RLIMIT_RSS,
+	"RLIMIT_RTPRIO":     unix.RLIMIT_RTPRIO,
+	"RLIMIT_RTTIME":     unix.RLIMIT_RTTIME,
+	"RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING,
+	"RLIMIT_STACK":      unix.RLIMIT_STACK,
+}
+
+// translateProcess makes a stage's process of a specification's.
+func translateProcess(s *specs.Process) (*stage.Process, error) {
+	if len(s.Args) == 0 {
+		return nil, invalid("process.args: must not be empty")
+	}
+	if !filepath.IsAbs(s.Cwd) {
+		return nil, invalid("process.cwd: %q is no absolute path", s.Cwd)
+	}
+	p := &stage.Process{
+		Args:        s.Args,
+		Env:         s.Env,
+		Cwd:         s.Cwd,
+		UID:         s.User.UID,
+		GID:         s.User.GID,
+		Groups:      s.User.AdditionalGids,
+		Umask:       s.User.Umask,
+		NoNewPrivs:  s.NoNewPrivileges,
+		OOMScoreAdj: s.OOMScoreAdj,
+		Terminal:    s.Terminal,
+	}
+	if s.ConsoleSize != nil {
+		p.Width, p.Height = uint16(s.ConsoleSize.Width), uint16(s.ConsoleSize.Height)
+	}
+	for _, l := range s.Rlimits {
+		resource, ok := rlimits[l.Type]
+		if !ok {
+			return nil, invalid("process.rlimits: unknown type %q", l.Type)
+		}
+		p.Rlimits = append(p.Rlimits, stage.Rlimit{Resource: resource, Soft: l.Soft, Hard: l.Hard})
+	}
+	if c := s.Capabilities; c != nil {
+		bits := capabilityBits()
+		p.Capabilities = stage.Capabilities{
+			Bounding:    bits.of(c.Bounding),
+			Effective:   bits.of(c.Effective),
+			Permitted:   bits.of(c.Permitted),
+			Inheritable: bits.of(c.Inheritable),
+			Ambient:     bits.of(c.Ambient),
+		}
+	}
+	return p, nil
+}
+
+// capabilityNames are the bits of capabilities by their names.
+type capabilityNames map[string]uint64
+
+func capabilityBits() capabilityNames {
+	names := make(capabilityNames)
+	for _, c := range capability.ListKnown() {
+		names["CAP_"+strings.ToUpper(c.String())] = 1 << c
+	}
+	return names
+}
+
+// of ignores unknown names, as the OCI runtime specification allows.
+func (n capabilityNames) of(names []string) (set uint64) {
+	for _, name := range names {
+		set |= n[strings.ToUpper(name)]
+	}
+	return set
+}
+
+// namespaces are the namespaces that a container can have of its own.
+var namespaces = map[specs.LinuxNamespaceType]int{
+	specs.PIDNamespace:     unix.CLONE_NEWPID,
+	specs.MountNamespace:   unix.CLONE_NEWNS,
+	specs.IPCNamespace:     unix.CLONE_NEWIPC,
+	specs.UTSNamespace:     unix.CLONE_NEWUTS,
+	specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
+	specs.NetworkNamespace: 0, // always the guest's
+}
+
+// translateNamespaces returns the CLONE_NEW* of the namespaces that are new.
+func translateNamespaces(list []specs.LinuxNamespace) (int, error) {
+	flags := 0
+	for _, ns := range list {
+		flag, ok := namespaces[ns.Type]
+		if !ok {
+			return 0, fault.New(errdefs.ErrNotImplemented, "linux.namespaces: type %q is not supported", ns.Type)
+		}
+		if ns.Path != "" && ns.Type != specs.NetworkNamespace {
+			return 0, fault.New(errdefs.ErrNotImplemented, "linux.namespaces: joining %s namespace %q is not supported", ns.Type, ns.Path)
+		}
+		flags |= flag
+	}
+	if flags&unix.CLONE_NEWNS == 0 {
+		return 0, invalid("linux.namespaces: a mount namespace is needed")
+	}
+	return flags, nil
+}
+
+// translateContainer makes a stage's container of a specification.
+func translateContainer(s *specs.Spec, flags int) (*stage.Container, error) {
+	c := &stage.Container{
+		Root:          s.Root.Path,
+		ReadonlyRoot:  s.Root.Readonly,
+		Hostname:      s.Hostname,
+		Domainname:    s.Domainname,
+		NewCgroupNS:   flags&unix.CLONE_NEWCGROUP != 0,
+		MaskedPaths:   s.Linux.MaskedPaths,
+		ReadonlyPaths: s.Linux.ReadonlyPaths,
+		Sysctl:        s.Linux.Sysctl,
+	}
+	if flags&unix.CLONE_NEWUTS == 0 && (s.Hostname != "" || s.Domainname != "") {
+		return nil, invalid("hostname: needs a uts namespace")
+	}
+	if p := s.Linux.RootfsPropagation; p != "" {
+		flag, ok := propagationOptions[p]
+		if !ok {
+			return nil, invalid("linux.rootfsPropagation: unknown value %q", p)
+		}
+		c.RootPropagation = flag
+	}
+	for _, m := range s.Mounts {
+		c.Mounts = append(c.Mounts, translateMount(m))
+	}
+	for _, d := range s.Linux.Devices {
+		dev, err := translateDevice(d)
+		if err != nil {
+			return nil, err
+		}
+		c.Devices = append(c.Devices, dev)
+	}
+	return c, nil
+}
+
+func translateMount(m specs.Mount) stage.Mount {
+	t := stage.Mount{Destination: m.Destination, Type: m.Type, Source: m.Source}
+	switch {
+	case m.Type == "cgroup":
+		t.Type = "cgroup2"
+	case slices.Contains(m.Options, "bind"), slices.Contains(m.Options, "rbind"):
+		t.Type = "bind"
+	}
+	parseOptions(&t, m.Options)
+	return t
+}
+
+var deviceTypes = map[string]uint32{
+	"b": unix.S_IFBLK,
+	"c": unix.S_IFCHR,
+	"u": unix.S_IFCHR,
+	"p": unix.S_IFIFO,
+}
+
+func translateDevice(d specs.LinuxDevice) (stage.Device, error) {
+	kind, ok := deviceTypes[d.Type]
+	if !ok {
+		return stage.Device{}, invalid("linux.devices: unknown type %q of %s", d.Type, d.Path)
+	}
+	dev := stage.Device{Path: d.Path, Mode: kind | 0o666, Major: uint32(d.Major), Minor: uint32(d.Minor)}
+	if d.FileMode != nil {
+		dev.Mode = kind | uint32(*d.FileMode&os.ModePerm)
+	}
+	if d.UID != nil {
+		dev.UID = *d.UID
+	}
+	if d.GID != nil {
+		dev.GID = *d.GID
+	}
+	return dev, nil
+}

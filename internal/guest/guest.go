@@ -1,0 +1,137 @@
+// Package guest is runv-agent: PID 1 of the virtual machine. cmd/runv-agent calls
+// Run. It boots the machine with guest/boot, reaps with guest/reaper, and serves the
+// host with guest/server until the host ends the machine.
+//
+// The process of PID 1 must not end, as the kernel panics then: on a fatal error
+// it says why on the console, and switches the machine off.
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"runv/internal/guest/boot"
+	"runv/internal/guest/cgroup"
+	"runv/internal/guest/container"
+	"runv/internal/guest/eventlog"
+	"runv/internal/guest/reaper"
+	"runv/internal/guest/server"
+	"runv/internal/transport"
+)
+
+// Run is the life of PID 1. It does not return.
+func Run(version string) {
+	phases := map[string]float64{"kernel": boot.Uptime()}
+	level := new(slog.LevelVar)
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	defer boot.PowerOff(log)
+	defer func() {
+		if r := recover(); r != nil {
+			log.Error("panic", "reason", r, "stack", string(debug.Stack()))
+		}
+	}()
+	m := &machine{version: version, log: log, phases: phases}
+	if err := m.boot(level); err != nil {
+		log.Error("boot", "error", err)
+		return
+	}
+	if err := m.serve(context.Background()); err != nil {
+		log.Error("agent", "error", err)
+	}
+}
+
+// boot makes a usable machine. What the channel to the host does not need and can fail
+// without harm to most containers is logged only.
+func (m *machine) boot(level *slog.LevelVar) error {
+	if err := boot.Mount(); err != nil {
+		return err
+	}
+	if boot.Debug() {
+		level.Set(slog.LevelDebug)
+	}
+	m.phases["mounts"] = boot.Uptime()
+	if err := boot.LoadModules(boot.EarlyModules); err != nil {
+		return err
+	}
+	m.phases["modules"] = boot.Uptime()
+	for _, step := range []func() error{boot.RaiseLimits, boot.Loopback} {
+		if err := step(); err != nil {
+			m.log.Error("boot", "error", err)
+		}
+	}
+	var err error
+	m.late, err = boot.NewLate(boot.LateModules, m.log)
+	return err
+}
+
+// shutdownTimeout bounds how long a shutdown waits for processes to end.
+const shutdownTimeout = 10 * time.Second
+
+// portTimeout bounds the wait for the agent channel's device.
+const portTimeout = 20 * time.Second
+
+// serve serves hosts, one conversation after the other. It returns only errors.
+func (m *machine) serve(ctx context.Context) error {
+	cgroups, err := cgroup.Open(boot.CgroupDir)
+	if err != nil {
+		return err
+	}
+	r := reaper.New(m.log)
+	events := eventlog.New()
+	m.containers, err = container.NewSet(container.Config{
+		Exe: "/proc/self/exe", Reaper: r, Events: events, Cgroups: cgroups, Log: m.log,
+	})
+	if err != nil {
+		return err
+	}
+	go r.Run(ctx)
+	go cgroups.Watch(ctx)
+	go m.late.Run(ctx)
+	srv := &server.Server{Containers: m.containers, Events: events, Machine: m, Log: m.log}
+
+	found, cancel := context.WithTimeout(ctx, portTimeout)
+	defer cancel()
+	dev, err := boot.FindPort(found, transport.PortName)
+	if err != nil {
+		return err
+	}
+	m.phases["ready"] = boot.Uptime()
+	for {
+		if err := converse(ctx, dev, srv); err != nil {
+			m.log.Error("conversation with the host", "error", err)
+		}
+		// The port reads as ended while no host has it open.
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(reopenInterval):
+		}
+	}
+}
+
+// reopenInterval is how often the agent looks for a host after the last one has gone.
+const reopenInterval = 50 * time.Millisecond
+
+// converse serves one host until it goes.
+func converse(ctx context.Context, dev string, srv *server.Server) error {
+	port, err := os.OpenFile(dev, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("open agent channel: %w", err)
+	}
+	session, err := transport.Guest(port)
+	if errors.Is(err, io.EOF) {
+		return nil // no host
+	}
+	if err != nil {
+		return err
+	}
+	srv.Log.Debug("host connected")
+	err = srv.Serve(ctx, session.Control(), session)
+	return errors.Join(err, session.Close())
+}

@@ -1,0 +1,117 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	agentv1 "runv/api/agent/v1"
+	"runv/internal/guest/boot"
+	"runv/internal/guest/container"
+	"runv/internal/guest/fault"
+
+	"github.com/containerd/errdefs"
+)
+
+// machine is the guest as the host sees it.
+type machine struct {
+	version    string
+	log        *slog.Logger
+	phases     map[string]float64 // complete before the first request
+	late       *boot.Late
+	containers *container.Set
+
+	mu       sync.Mutex // one Configure at a time
+	shareTag string     // that is mounted
+}
+
+// Info describes the machine.
+func (m *machine) Info() (*agentv1.InfoResponse, error) {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return nil, fmt.Errorf("read kernel release: %w", err)
+	}
+	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	var si unix.Sysinfo_t
+	if err := unix.Sysinfo(&si); err != nil {
+		return nil, fmt.Errorf("read memory size: %w", err)
+	}
+	return &agentv1.InfoResponse{
+		AgentVersion:  m.version,
+		KernelRelease: unix.ByteSliceToString(uts.Release[:]),
+		BootId:        strings.TrimSpace(string(bootID)),
+		MemoryBytes:   uint64(si.Totalram) * uint64(si.Unit),
+		Cpus:          boot.CPUs(),
+		BootMs:        maps.Clone(m.phases),
+	}, nil
+}
+
+// Configure sets what belongs to the pod.
+func (m *machine) Configure(ctx context.Context, r *agentv1.ConfigureRequest) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(r.Entropy) > 0 {
+		if err := boot.AddEntropy(r.Entropy); err != nil {
+			return err
+		}
+	}
+	if r.TimeUnixNano != 0 {
+		if err := boot.SetClock(r.TimeUnixNano); err != nil {
+			return err
+		}
+	}
+	if r.Hostname != "" {
+		if err := unix.Sethostname([]byte(r.Hostname)); err != nil {
+			return fmt.Errorf("set hostname: %w", err)
+		}
+	}
+	return m.mountShare(ctx, r.ShareTag)
+}
+
+func (m *machine) mountShare(ctx context.Context, tag string) error {
+	switch {
+	case tag == "" || tag == m.shareTag:
+		return nil
+	case m.shareTag != "":
+		return fault.New(errdefs.ErrFailedPrecondition, "mount share %q: share %q is mounted", tag, m.shareTag)
+	}
+	if err := m.late.Wait(ctx, "virtiofs"); err != nil {
+		return err
+	}
+	if err := boot.MountShare(ctx, tag); err != nil {
+		return err
+	}
+	m.shareTag = tag
+	return nil
+}
+
+// Shutdown ends all containers and unmounts.
+func (m *machine) Shutdown(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, shutdownTimeout)
+	defer cancel()
+	var errs []error
+	for _, c := range m.containers.All() {
+		errs = append(errs, c.Delete(ctx))
+	}
+	if err := unix.Kill(-1, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		errs = append(errs, fmt.Errorf("kill processes: %w", err))
+	}
+	if err := boot.UnmountShare(); err != nil {
+		errs = append(errs, fmt.Errorf("unmount share: %w", err))
+	}
+	unix.Sync()
+	return errors.Join(errs...)
+}
+
+// PowerOff ends the virtual machine.
+func (m *machine) PowerOff() { boot.PowerOff(m.log) }

@@ -1,0 +1,210 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	agentv1 "runv/api/agent/v1"
+	"runv/internal/guest/stdio"
+)
+
+type guest struct {
+	*Server
+	conn *watchedConn
+}
+
+// Info implements agentv1.GuestService.
+func (g *guest) Info(context.Context, *agentv1.InfoRequest) (*agentv1.InfoResponse, error) {
+	return g.Machine.Info()
+}
+
+// Configure implements agentv1.GuestService.
+func (g *guest) Configure(ctx context.Context, r *agentv1.ConfigureRequest) (*agentv1.ConfigureResponse, error) {
+	return &agentv1.ConfigureResponse{}, g.Machine.Configure(ctx, r)
+}
+
+// Events implements agentv1.GuestService.
+func (g *guest) Events(ctx context.Context, r *agentv1.EventsRequest, out agentv1.Guest_EventsServer) error {
+	after := r.After
+	for {
+		events, err := g.Server.Events.After(ctx, after)
+		if err != nil {
+			return toStatus(err)
+		}
+		for _, ev := range events {
+			if err := out.Send(ev); err != nil {
+				return err
+			}
+			after = ev.Seq
+		}
+	}
+}
+
+// The power is cut when nothing was written for quiet, at the latest after grace.
+const (
+	quiet = 10 * time.Millisecond
+	grace = 250 * time.Millisecond
+)
+
+// Shutdown implements agentv1.GuestService.
+func (g *guest) Shutdown(ctx context.Context, _ *agentv1.ShutdownRequest) (*agentv1.ShutdownResponse, error) {
+	if err := g.Machine.Shutdown(ctx); err != nil {
+		g.Log.Error("shut down", "error", err)
+	}
+	go g.powerOff()
+	return &agentv1.ShutdownResponse{}, nil
+}
+
+// powerOff lets the answer out first. The RPC library does not tell when it has
+// written an answer, so the end of writing is taken for it.
+func (g *guest) powerOff() {
+	end := time.After(grace)
+	select {
+	case <-g.conn.written: // perhaps an earlier one
+	case <-end:
+	}
+	for waiting := true; waiting; {
+		select {
+		case <-g.conn.written:
+		case <-time.After(quiet):
+			waiting = false
+		case <-g.conn.closed:
+			waiting = false
+		case <-end:
+			waiting = false
+		}
+	}
+	g.Machine.PowerOff()
+}
+
+type containers struct {
+	*Server
+	streams stdio.Streams
+}
+
+func numbers(s *agentv1.Stdio) stdio.Numbers {
+	return stdio.Numbers{s.GetStdin(), s.GetStdout(), s.GetStderr()}
+}
+
+// Create implements agentv1.ContainersService.
+func (s *containers) Create(ctx context.Context, r *agentv1.CreateRequest) (*agentv1.CreateResponse, error) {
+	pid, err := s.Containers.Create(ctx, r.Id, r.Spec, s.streams, numbers(r.Stdio))
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.CreateResponse{Pid: uint32(pid)}, nil
+}
+
+// Start implements agentv1.ContainersService.
+func (s *containers) Start(ctx context.Context, r *agentv1.StartRequest) (*agentv1.StartResponse, error) {
+	c, err := s.Containers.Get(r.Id)
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.StartResponse{}, c.Start(ctx)
+}
+
+// Delete implements agentv1.ContainersService.
+func (s *containers) Delete(ctx context.Context, r *agentv1.DeleteRequest) (*agentv1.DeleteResponse, error) {
+	c, err := s.Containers.Get(r.Id)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return &agentv1.DeleteResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.DeleteResponse{}, c.Delete(ctx)
+}
+
+// Pause implements agentv1.ContainersService.
+func (s *containers) Pause(ctx context.Context, r *agentv1.PauseRequest) (*agentv1.PauseResponse, error) {
+	c, err := s.Containers.Get(r.Id)
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.PauseResponse{}, c.Pause(ctx)
+}
+
+// Resume implements agentv1.ContainersService.
+func (s *containers) Resume(ctx context.Context, r *agentv1.ResumeRequest) (*agentv1.ResumeResponse, error) {
+	c, err := s.Containers.Get(r.Id)
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.ResumeResponse{}, c.Resume(ctx)
+}
+
+// Stats implements agentv1.ContainersService.
+func (s *containers) Stats(_ context.Context, r *agentv1.StatsRequest) (*agentv1.StatsResponse, error) {
+	c, err := s.Containers.Get(r.Id)
+	if err != nil {
+		return nil, err
+	}
+	st, err := c.Stats()
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.StatsResponse{
+		CpuUsageNanos:        st.CPUUsage * 1000,
+		CpuUserNanos:         st.CPUUser * 1000,
+		CpuSystemNanos:       st.CPUSystem * 1000,
+		CpuThrottledPeriods:  st.ThrottledPeriods,
+		CpuThrottledNanos:    st.ThrottledTime * 1000,
+		MemoryUsageBytes:     st.Memory,
+		MemoryLimitBytes:     st.MemoryLimit,
+		MemorySwapUsageBytes: st.Swap,
+		MemoryStat:           st.MemoryStat,
+		PidsCurrent:          st.Pids,
+		PidsLimit:            st.PidsLimit,
+		OomKills:             st.OOMKills,
+	}, nil
+}
+
+// Processes implements agentv1.ContainersService.
+func (s *containers) Processes(_ context.Context, r *agentv1.ProcessesRequest) (*agentv1.ProcessesResponse, error) {
+	c, err := s.Containers.Get(r.Id)
+	if err != nil {
+		return nil, err
+	}
+	list, err := c.Processes()
+	return &agentv1.ProcessesResponse{Processes: list}, err
+}
+
+type processes struct {
+	*Server
+	streams stdio.Streams
+}
+
+// Exec implements agentv1.ProcessesService.
+func (s *processes) Exec(ctx context.Context, r *agentv1.ExecRequest) (*agentv1.ExecResponse, error) {
+	c, err := s.Containers.Get(r.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	pid, err := c.Exec(ctx, r.ExecId, r.Process, s.streams, numbers(r.Stdio))
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.ExecResponse{Pid: uint32(pid)}, nil
+}
+
+// Signal implements agentv1.ProcessesService.
+func (s *processes) Signal(_ context.Context, r *agentv1.SignalRequest) (*agentv1.SignalResponse, error) {
+	c, err := s.Containers.Get(r.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.SignalResponse{}, c.Signal(r.ExecId, r.Signal, r.All)
+}
+
+// Resize implements agentv1.ProcessesService.
+func (s *processes) Resize(_ context.Context, r *agentv1.ResizeRequest) (*agentv1.ResizeResponse, error) {
+	c, err := s.Containers.Get(r.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.ResizeResponse{}, c.Resize(r.ExecId, r.Width, r.Height)
+}

@@ -1,0 +1,172 @@
+package stage
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"runv/internal/guest/fault"
+)
+
+// Control is the agent's end of the conversation with a stage.
+type Control struct {
+	conn *net.UnixConn
+	// Inherit are the files that the stage gets besides 0, 1 and 2, until
+	// CloseInherit.
+	inherit []*os.File
+}
+
+// NewControl prepares a conversation with a stage that does cfg. target is the
+// pidfd of the container's init for an exec, else nil; it stays the caller's. The
+// caller calls Close.
+func NewControl(cfg *Config, target *os.File) (_ *Control, err error) {
+	c := &Control{}
+	defer func() {
+		if err != nil {
+			c.Close()
+		}
+	}()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make socket: %w", err)
+	}
+	c.inherit = append(c.inherit, os.NewFile(uintptr(fds[1]), "stage"))
+	ours := os.NewFile(uintptr(fds[0]), "agent")
+	conn, err := net.FileConn(ours)
+	if err := errors.Join(err, ours.Close()); err != nil {
+		return nil, fmt.Errorf("make socket: %w", err)
+	}
+	c.conn = conn.(*net.UnixConn)
+
+	data, err := json.Marshal(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("encode configuration: %w", err)
+	}
+	fd, err := unix.MemfdCreate("config", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make memfd: %w", err)
+	}
+	mem := os.NewFile(uintptr(fd), "config")
+	c.inherit = append(c.inherit, mem)
+	if _, err := mem.WriteAt(data, 0); err != nil {
+		return nil, fmt.Errorf("write configuration: %w", err)
+	}
+	if target != nil {
+		dup, err := unix.FcntlInt(target.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("copy pidfd: %w", err)
+		}
+		c.inherit = append(c.inherit, os.NewFile(uintptr(dup), "pidfd"))
+	}
+	return c, nil
+}
+
+// Fork starts the stage with these descriptors 0, 1 and 2 and returns its pid. It
+// waits for nothing but the execve of the stage.
+func (c *Control) Fork(exe string, stdio []*os.File, attr *syscall.SysProcAttr) (pid int, err error) {
+	var files []uintptr
+	for _, f := range append(append([]*os.File{}, stdio...), c.inherit...) {
+		files = append(files, f.Fd())
+	}
+	// A stage lives for milliseconds: it needs no garbage collector.
+	return syscall.ForkExec(exe, []string{Name}, &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   []string{"GOGC=off"},
+		Files: files,
+		Sys:   attr,
+	})
+}
+
+// CloseInherit closes the stage's files here. To be called after Fork, or else the end
+// of the stage goes unnoticed.
+func (c *Control) CloseInherit() {
+	for _, f := range c.inherit {
+		f.Close()
+	}
+	c.inherit = nil
+}
+
+// ErrEnded says that the stage has ended, or become the user's program.
+var ErrEnded = errors.New("process ended during its setup")
+
+// Ready waits until the stage is ready, and returns the master of the
+// terminal if it made one, else -1. The stage's own error is returned with its
+// kind; ErrEnded when it was killed.
+func (c *Control) Ready(ctx context.Context) (ptmx int, err error) {
+	defer c.bound(ctx)()
+	buf := make([]byte, 16<<10)
+	oob := make([]byte, unix.CmsgSpace(4))
+	n, oobn, _, _, err := c.conn.ReadMsgUnix(buf, oob)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET), err == nil && n == 0:
+		return -1, ErrEnded
+	case err != nil:
+		return -1, fmt.Errorf("wait for process setup: %w", err)
+	}
+	ptmx = receivedFD(oob[:oobn])
+	var r reply
+	err = json.Unmarshal(buf[:n], &r)
+	if err == nil && r.Error != "" {
+		err = fault.OfKind(r.Kind, r.Error)
+	}
+	if err != nil && ptmx >= 0 {
+		unix.Close(ptmx)
+		ptmx = -1
+	}
+	return ptmx, err
+}
+
+func receivedFD(oob []byte) int {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(msgs) == 0 {
+		return -1
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) == 0 {
+		return -1
+	}
+	unix.CloseOnExec(fds[0])
+	return fds[0]
+}
+
+// Start lets a stage that is ready execute the program, and waits until it has.
+func (c *Control) Start(ctx context.Context) error {
+	if _, err := c.conn.Write([]byte("start")); err != nil {
+		return ErrEnded
+	}
+	return c.Executed(ctx)
+}
+
+// Executed waits until the stage has become the program.
+func (c *Control) Executed(ctx context.Context) error {
+	_, err := c.Ready(ctx)
+	if errors.Is(err, ErrEnded) {
+		return nil // the socket was closed by execve
+	}
+	return err
+}
+
+// bound ends reads when ctx ends, until the returned function is called.
+func (c *Control) bound(ctx context.Context) (release func()) {
+	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) })
+	return func() { stop() }
+}
+
+// Close ends the conversation; a stage that waits for the start ends, too. Idempotent.
+func (c *Control) Close() {
+	c.CloseInherit()
+	if c.conn != nil {
+		c.conn.Close()
+	}
+}

@@ -1,0 +1,187 @@
+package stage
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+func isDev(m *Mount) bool { return clean(m.Destination) == "/dev" }
+
+// bindsDev tells whether the container gets a /dev of its caller's making.
+func bindsDev(mounts []Mount) bool {
+	for i := range mounts {
+		if isDev(&mounts[i]) && mounts[i].Type == "bind" {
+			return true
+		}
+	}
+	return false
+}
+
+// defaultDevices are what the OCI runtime specification gives every container.
+var defaultDevices = []Device{
+	{Path: "/dev/null", Mode: unix.S_IFCHR | 0o666, Major: 1, Minor: 3},
+	{Path: "/dev/zero", Mode: unix.S_IFCHR | 0o666, Major: 1, Minor: 5},
+	{Path: "/dev/full", Mode: unix.S_IFCHR | 0o666, Major: 1, Minor: 7},
+	{Path: "/dev/random", Mode: unix.S_IFCHR | 0o666, Major: 1, Minor: 8},
+	{Path: "/dev/urandom", Mode: unix.S_IFCHR | 0o666, Major: 1, Minor: 9},
+	{Path: "/dev/tty", Mode: unix.S_IFCHR | 0o666, Major: 5, Minor: 0},
+}
+
+// setupDev fills /dev. The specification's devices come first, as they may
+// replace a default one.
+func setupDev(devices []Device) error {
+	for _, list := range [][]Device{devices, defaultDevices} {
+		for _, d := range list {
+			if err := makeNode(d); err != nil {
+				return fmt.Errorf("create device %s: %w", d.Path, err)
+			}
+		}
+	}
+	dev, err := openDir("/dev")
+	if err != nil {
+		return fmt.Errorf("open /dev: %w", err)
+	}
+	defer unix.Close(dev)
+	if err := unix.Unlinkat(dev, "ptmx", 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove /dev/ptmx: %w", err)
+	}
+	links := [][2]string{
+		{"pts/ptmx", "ptmx"},
+		{"/proc/self/fd", "fd"},
+		{"/proc/self/fd/0", "stdin"},
+		{"/proc/self/fd/1", "stdout"},
+		{"/proc/self/fd/2", "stderr"},
+	}
+	if fd, err := open("/proc/kcore", unix.O_PATH); err == nil {
+		unix.Close(fd)
+		links = append(links, [2]string{"/proc/kcore", "core"})
+	}
+	for _, l := range links {
+		if err := unix.Symlinkat(l[0], dev, l[1]); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("create symlink /dev/%s: %w", l[1], err)
+		}
+	}
+	return nil
+}
+
+func makeNode(d Device) error {
+	path := clean(d.Path)
+	if path == "/dev/ptmx" {
+		return nil // always that of the container's own devpts
+	}
+	dir, err := openDir(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	name := filepath.Base(path)
+	err = unix.Mknodat(dir, name, d.Mode, int(unix.Mkdev(d.Major, d.Minor)))
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Fchownat(dir, name, int(d.UID), int(d.GID), unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// openNull opens the container's /dev/null, after making sure that it is one.
+func openNull(flags int) (int, error) {
+	fd, err := open("/dev/null", flags)
+	if err != nil {
+		return -1, err
+	}
+	if !isNull(fd) {
+		unix.Close(fd)
+		return -1, errors.New("/dev/null is not the null device")
+	}
+	return fd, nil
+}
+
+func isNull(fd int) bool {
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
+}
+
+// reopenNull replaces those of the descriptors 0, 1 and 2 that are the guest's
+// /dev/null by the container's: nothing from outside shall stay open.
+func reopenNull() error {
+	for fd := range 3 {
+		if !isNull(fd) {
+			continue
+		}
+		null, err := openNull(unix.O_RDWR)
+		if errors.Is(err, unix.ENOENT) {
+			return nil // a /dev of the caller's making
+		}
+		if err != nil {
+			return err
+		}
+		err = unix.Dup3(null, fd, 0)
+		unix.Close(null)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeTerminal makes a terminal in the container's devpts the process's
+// controlling terminal and its descriptors 0, 1 and 2.
+func (p *program) makeTerminal() error {
+	// In an exec the container's processes may have put anything there.
+	master, err := open("/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("open /dev/pts/ptmx: %w", err)
+	}
+	var st unix.Stat_t
+	var fs unix.Statfs_t
+	if err := errors.Join(unix.Fstat(master, &st), unix.Fstatfs(master, &fs)); err != nil {
+		return fmt.Errorf("open /dev/pts/ptmx: %w", err)
+	}
+	if fs.Type != unix.DEVPTS_SUPER_MAGIC || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(5, 2) {
+		return errors.New("open /dev/pts/ptmx: not a terminal multiplexer")
+	}
+	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
+		return fmt.Errorf("unlock terminal: %w", err)
+	}
+	slave, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return fmt.Errorf("open terminal: %w", errno)
+	}
+	if p.Width != 0 || p.Height != 0 {
+		if err := unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, &unix.Winsize{Col: p.Width, Row: p.Height}); err != nil {
+			return fmt.Errorf("resize terminal: %w", err)
+		}
+	}
+	if err := unix.IoctlSetInt(int(slave), unix.TIOCSCTTY, 0); err != nil {
+		return fmt.Errorf("set controlling terminal: %w", err)
+	}
+	for fd := range 3 {
+		if err := unix.Dup3(int(slave), fd, 0); err != nil {
+			return fmt.Errorf("set stdio: %w", err)
+		}
+	}
+	unix.Close(int(slave))
+	p.master = master
+	return nil
+}
+
+// mountConsole makes /dev/console the terminal that is descriptor 0.
+func mountConsole() error {
+	tree, err := unix.OpenTree(0, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree)
+	target, err := openFile("/dev/console", 0o666)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	return attach(tree, target)
+}

@@ -1,0 +1,111 @@
+package stage
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"runv/internal/guest/fault"
+)
+
+// Main is the stage. It does not return: it becomes the user's program, or
+// reports an error and exits with status 1.
+func Main() {
+	// Namespaces, credentials and the like belong to a thread, and execve makes
+	// the calling one the process.
+	runtime.LockOSThread()
+	// Processes of the container must not be able to look into this one, which
+	// still holds descriptors of the world outside.
+	err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	for fd := controlFD; fd <= targetFD; fd++ {
+		unix.CloseOnExec(fd)
+	}
+	if err == nil {
+		err = run()
+	}
+	send(reply{Error: err.Error(), Kind: fault.Kind(err)}, -1)
+	os.Exit(1)
+}
+
+// run returns only errors.
+func run() error {
+	cfg, err := readConfig()
+	if err != nil {
+		return fmt.Errorf("read configuration: %w", err)
+	}
+	p := &program{Process: cfg.Process}
+	if err := p.setOOMScore(); err != nil {
+		return err
+	}
+	if cfg.Container != nil {
+		err = setupContainer(cfg.Container, p)
+	} else {
+		err = join(cfg.Join, p)
+	}
+	if err != nil {
+		return err
+	}
+	if err := p.prepare(); err != nil {
+		return err
+	}
+	if cfg.Container != nil || p.Terminal {
+		send(reply{}, p.ptmx())
+	}
+	if cfg.Container != nil {
+		if err := waitForStart(); err != nil {
+			return err
+		}
+	}
+	return p.exec()
+}
+
+func readConfig() (*Config, error) {
+	f := os.NewFile(configFD, "config")
+	defer f.Close()
+	data, err := io.ReadAll(io.NewSectionReader(f, 0, math.MaxInt64))
+	if err != nil {
+		return nil, err
+	}
+	cfg := &Config{}
+	return cfg, json.Unmarshal(data, cfg)
+}
+
+// send tells the agent. If that fails the agent has gone and nobody listens.
+func send(r reply, fd int) {
+	const maxText = 8 << 10
+	if len(r.Error) > maxText {
+		r.Error = r.Error[:maxText]
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		return
+	}
+	var oob []byte
+	if fd >= 0 {
+		oob = unix.UnixRights(fd)
+	}
+	_ = unix.Sendmsg(controlFD, data, oob, nil, unix.MSG_NOSIGNAL)
+}
+
+// waitForStart returns when the agent says so.
+func waitForStart() error {
+	buf := make([]byte, 16)
+	for {
+		n, err := unix.Read(controlFD, buf)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fmt.Errorf("wait for start: %w", err)
+		case n == 0:
+			os.Exit(1) // the container is deleted
+		default:
+			return nil
+		}
+	}
+}
