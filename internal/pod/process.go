@@ -182,7 +182,12 @@ type ExecRequest struct {
 // Exec starts a process in a container and returns its exec id and the pid of
 // its stand-in.
 func (p *Pod) Exec(ctx context.Context, req ExecRequest) (execID string, pid int, err error) {
-	if _, err := bundle.ParseProcess(req.Process); err != nil {
+	parsed, err := bundle.ParseProcess(req.Process)
+	if err != nil {
+		return "", 0, err
+	}
+	process, err := bundle.GuestProcess(parsed)
+	if err != nil {
 		return "", 0, err
 	}
 	if req.ExecID == "" {
@@ -209,7 +214,7 @@ func (p *Pod) Exec(ctx context.Context, req ExecRequest) (execID string, pid int
 	stdio, err := proc.openStreams(vm.Agent)
 	if err == nil {
 		_, err = vm.Agent.Processes.Exec(ctx, &agentv1.ExecRequest{
-			ContainerId: req.Container, ExecId: req.ExecID, Process: req.Process, Stdio: stdio,
+			ContainerId: req.Container, ExecId: req.ExecID, Process: process, Stdio: stdio,
 		})
 		err = agentclient.Error(err)
 	}

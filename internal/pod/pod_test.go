@@ -1,0 +1,573 @@
+package pod_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
+	"go.uber.org/goleak"
+	"gotest.tools/v3/assert"
+	"gotest.tools/v3/assert/cmp"
+
+	agentv1 "runv/api/agent/v1"
+	"runv/internal/bundle"
+	"runv/internal/factory"
+	"runv/internal/hypervisor"
+	"runv/internal/hypervisor/fake"
+	"runv/internal/journal"
+	"runv/internal/pod"
+	"runv/internal/standin"
+	"runv/internal/state"
+	"runv/internal/storage"
+	"runv/internal/transport"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// agent is an agent without a kernel: it speaks the real protocol over the fake
+// driver's channel, and its containers are records.
+type agent struct {
+	mu      sync.Mutex
+	session *transport.Session
+	events  chan *agentv1.Event
+	seq     uint64
+	stdout  map[string]net.Conn // by container and exec id
+	stdin   map[string]net.Conn
+	signals chan uint32
+	// What the next calls do; nil: succeed.
+	create, start func() error
+}
+
+func newAgent() *agent {
+	return &agent{
+		events: make(chan *agentv1.Event, 100), stdout: make(map[string]net.Conn), stdin: make(map[string]net.Conn),
+		signals: make(chan uint32, 10),
+	}
+}
+
+// serve is the guest of a fake VM.
+func (a *agent) serve(_ *fake.VM, channel net.Conn) {
+	session, err := transport.Guest(channel)
+	if err != nil {
+		return
+	}
+	a.session = session
+	server, _ := ttrpc.NewServer()
+	agentv1.RegisterGuestService(server, a)
+	agentv1.RegisterContainersService(server, a)
+	agentv1.RegisterProcessesService(server, a)
+	l := &oneListener{conn: session.Control(), done: make(chan struct{})}
+	go func() {
+		<-session.Done()
+		l.Close()
+		server.Close()
+	}()
+	_ = server.Serve(context.Background(), l)
+}
+
+// oneListener accepts one connection.
+type oneListener struct {
+	mu   sync.Mutex
+	conn net.Conn
+	once sync.Once
+	done chan struct{}
+}
+
+func (l *oneListener) Accept() (net.Conn, error) {
+	l.mu.Lock()
+	conn := l.conn
+	l.conn = nil
+	l.mu.Unlock()
+	if conn != nil {
+		return conn, nil
+	}
+	<-l.done
+	return nil, io.EOF
+}
+func (l *oneListener) Close() error   { l.once.Do(func() { close(l.done) }); return nil }
+func (l *oneListener) Addr() net.Addr { return &net.UnixAddr{} }
+
+func (a *agent) send(ev *agentv1.Event) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.seq++
+	ev.Seq = a.seq
+	a.events <- ev
+}
+
+// exit ends a process after it has written this.
+func (a *agent) exit(id, execID, output string, status uint32) {
+	out := a.stdout[id+"/"+execID]
+	if out != nil {
+		_, _ = io.WriteString(out, output)
+		_ = out.Close()
+	}
+	a.send(&agentv1.Event{ContainerId: id, ExecId: execID, Kind: &agentv1.Event_Exit{Exit: &agentv1.Exit{Status: status}}})
+	a.send(&agentv1.Event{ContainerId: id, ExecId: execID, Kind: &agentv1.Event_Drained{Drained: &agentv1.Drained{StdoutBytes: uint64(len(output))}}})
+}
+
+func (a *agent) claim(id, execID string, s *agentv1.Stdio) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	for n, m := range map[uint32]map[string]net.Conn{s.Stdin: a.stdin, s.Stdout: a.stdout} {
+		if n == 0 {
+			continue
+		}
+		conn, err := a.session.Claim(ctx, n)
+		if err != nil {
+			return err
+		}
+		m[id+"/"+execID] = conn
+	}
+	return nil
+}
+
+func (a *agent) Info(context.Context, *agentv1.InfoRequest) (*agentv1.InfoResponse, error) {
+	return &agentv1.InfoResponse{}, nil
+}
+func (a *agent) Configure(context.Context, *agentv1.ConfigureRequest) (*agentv1.ConfigureResponse, error) {
+	return &agentv1.ConfigureResponse{}, nil
+}
+func (a *agent) Shutdown(context.Context, *agentv1.ShutdownRequest) (*agentv1.ShutdownResponse, error) {
+	return &agentv1.ShutdownResponse{}, nil
+}
+func (a *agent) Events(ctx context.Context, _ *agentv1.EventsRequest, stream agentv1.Guest_EventsServer) error {
+	for {
+		select {
+		case ev := <-a.events:
+			if err := stream.Send(ev); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.session.Done():
+			return io.EOF
+		}
+	}
+}
+func (a *agent) Create(_ context.Context, r *agentv1.CreateRequest) (*agentv1.CreateResponse, error) {
+	if a.create != nil {
+		if err := a.create(); err != nil {
+			return nil, err
+		}
+	}
+	return &agentv1.CreateResponse{Pid: 10}, a.claim(r.Id, "", r.Stdio)
+}
+func (a *agent) Start(context.Context, *agentv1.StartRequest) (*agentv1.StartResponse, error) {
+	if a.start != nil {
+		if err := a.start(); err != nil {
+			return nil, err
+		}
+	}
+	return &agentv1.StartResponse{}, nil
+}
+func (a *agent) Delete(context.Context, *agentv1.DeleteRequest) (*agentv1.DeleteResponse, error) {
+	return &agentv1.DeleteResponse{}, nil
+}
+func (a *agent) Pause(context.Context, *agentv1.PauseRequest) (*agentv1.PauseResponse, error) {
+	return &agentv1.PauseResponse{}, nil
+}
+func (a *agent) Resume(context.Context, *agentv1.ResumeRequest) (*agentv1.ResumeResponse, error) {
+	return &agentv1.ResumeResponse{}, nil
+}
+func (a *agent) Stats(context.Context, *agentv1.StatsRequest) (*agentv1.StatsResponse, error) {
+	return &agentv1.StatsResponse{PidsCurrent: 1}, nil
+}
+func (a *agent) Processes(context.Context, *agentv1.ProcessesRequest) (*agentv1.ProcessesResponse, error) {
+	return &agentv1.ProcessesResponse{Processes: []*agentv1.Process{{Pid: 10}}}, nil
+}
+func (a *agent) Exec(_ context.Context, r *agentv1.ExecRequest) (*agentv1.ExecResponse, error) {
+	return &agentv1.ExecResponse{Pid: 11}, a.claim(r.ContainerId, r.ExecId, r.Stdio)
+}
+func (a *agent) Signal(_ context.Context, r *agentv1.SignalRequest) (*agentv1.SignalResponse, error) {
+	a.signals <- r.Signal
+	if r.Signal == 9 {
+		go a.exit(r.ContainerId, r.ExecId, "", 137)
+	}
+	return &agentv1.SignalResponse{}, nil
+}
+func (a *agent) Resize(context.Context, *agentv1.ResizeRequest) (*agentv1.ResizeResponse, error) {
+	return &agentv1.ResizeResponse{}, nil
+}
+
+// noShare is a share without mounts.
+type noShare struct {
+	mu    sync.Mutex
+	added map[string]bool
+	done  chan struct{}
+	add   error
+}
+
+func (s *noShare) Start(context.Context) error { return nil }
+func (s *noShare) Socket() string              { return "" }
+func (s *noShare) Add(_ context.Context, id string, _ storage.Root, _ map[int]storage.Bind) (storage.Mapping, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.add != nil {
+		return storage.Mapping{}, s.add
+	}
+	s.added[id] = true
+	return storage.Mapping{Root: "/share/" + id}, nil
+}
+func (s *noShare) Remove(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.added, id)
+	return nil
+}
+func (s *noShare) Processes() []int            { return nil }
+func (s *noShare) Done() <-chan struct{}       { return s.done }
+func (s *noShare) Err() error                  { return errors.New("virtiofsd: killed") }
+func (s *noShare) Close(context.Context) error { return nil }
+
+// world is a pod with a fake VM, a real state directory and real stand-in sockets.
+type world struct {
+	t       *testing.T
+	store   *state.Store
+	pod     *pod.Pod
+	agent   *agent
+	driver  *fake.Driver
+	share   *noShare
+	ran     chan error
+	bundle  string
+	journal *journal.Journal
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, agent: newAgent(), share: &noShare{added: map[string]bool{}, done: make(chan struct{})}, ran: make(chan error, 1)}
+	w.driver = &fake.Driver{Guest: w.agent.serve}
+	root := filepath.Join(t.TempDir(), "root")
+	var err error
+	w.store, err = state.Open(root)
+	assert.NilError(t, err)
+	record := state.Pod{ID: "p", Created: time.Now()}
+	assert.NilError(t, w.store.CreatePod(record))
+	record, err = w.store.LoadPod("p")
+	assert.NilError(t, err)
+	w.journal, err = journal.Open(filepath.Join(w.store.PodDir("p"), "events.log"))
+	assert.NilError(t, err)
+	listener, err := standin.Listen(w.store.PodDir("p"))
+	assert.NilError(t, err)
+	w.pod = pod.New(pod.Config{
+		Record: record, VM: hypervisor.Config{ID: "p", RunDir: w.store.PodDir("p"), Accel: hypervisor.TCG},
+		DefaultVCPUs: 1, DefaultMemory: 512 << 20, IdleTimeout: time.Minute,
+		Factory: factory.Direct{Driver: w.driver, BootTimeout: 5 * time.Second},
+		Share:   w.share, Recorder: w.store, StandIns: listener, Journal: w.journal, Log: slog.New(slog.DiscardHandler),
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { w.ran <- w.pod.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case <-w.ran:
+		case <-time.After(20 * time.Second):
+			t.Error("the pod does not end")
+		}
+		assert.Check(t, w.journal.Close())
+		assert.Check(t, listener.Close())
+	})
+	w.bundle = t.TempDir()
+	assert.NilError(t, os.Mkdir(filepath.Join(w.bundle, "rootfs"), 0o755))
+	spec := bundle.DefaultSpec()
+	spec.Process.Terminal = false
+	data, err := json.Marshal(spec)
+	assert.NilError(t, err)
+	assert.NilError(t, os.WriteFile(filepath.Join(w.bundle, "config.json"), data, 0o600))
+	return w
+}
+
+// caller is the other end of a container's or exec's stdio.
+type caller struct {
+	token  standin.Token
+	client chan *standin.Client
+	stdout *os.File
+	stdin  *os.File
+}
+
+// standIn connects as a stand-in does.
+func (w *world) standIn(token byte) *caller {
+	w.t.Helper()
+	c := &caller{token: standin.Token{token}, client: make(chan *standin.Client, 1)}
+	inR, inW, err := os.Pipe()
+	assert.NilError(w.t, err)
+	outR, outW, err := os.Pipe()
+	assert.NilError(w.t, err)
+	c.stdin, c.stdout = inW, outR
+	go func() {
+		client, err := standin.Connect(context.Background(), w.store.PodDir("p"), c.token, standin.Stdio{Stdin: inR, Stdout: outW})
+		inR.Close()
+		outW.Close()
+		if err == nil {
+			c.client <- client
+		}
+		close(c.client)
+	}()
+	w.t.Cleanup(func() {
+		inW.Close()
+		outR.Close()
+		if client := <-c.client; client != nil {
+			client.Close()
+		}
+	})
+	return c
+}
+
+func (w *world) reserve(id string) {
+	w.t.Helper()
+	assert.NilError(w.t, w.store.ReserveContainer(state.Container{ID: id, PodID: "p", Status: state.Creating, Created: time.Now()}))
+}
+
+func (w *world) create(id string, token byte) (*caller, error) {
+	w.t.Helper()
+	w.reserve(id)
+	c := w.standIn(token)
+	_, err := w.pod.Create(w.t.Context(), pod.CreateRequest{ID: id, Bundle: w.bundle, StandIn: c.token})
+	return c, err
+}
+
+func (w *world) status(id string) state.Status {
+	w.t.Helper()
+	c, err := w.store.LoadContainer(id)
+	if errdefs.IsNotFound(err) {
+		return ""
+	}
+	assert.NilError(w.t, err)
+	return c.Status
+}
+
+func TestLifeOfAContainer(t *testing.T) {
+	w := newWorld(t)
+	c, err := w.create("web", 1)
+	assert.NilError(t, err)
+	assert.Equal(t, w.status("web"), state.Created)
+	assert.NilError(t, w.pod.Start(t.Context(), "web"))
+	assert.Equal(t, w.status("web"), state.Running)
+	assert.ErrorContains(t, w.pod.Start(t.Context(), "web"), "already running")
+	assert.ErrorIs(t, w.pod.Delete(t.Context(), "web", false), errdefs.ErrFailedPrecondition)
+
+	assert.NilError(t, w.pod.Pause(t.Context(), "web"))
+	assert.Equal(t, w.status("web"), state.Paused)
+	assert.NilError(t, w.pod.Resume(t.Context(), "web"))
+
+	_, err = io.WriteString(c.stdin, "typed")
+	assert.NilError(t, err)
+	buf := make([]byte, 5)
+	_, err = io.ReadFull(w.agent.stdin["web/"], buf)
+	assert.NilError(t, err)
+	assert.Equal(t, string(buf), "typed")
+
+	w.agent.exit("web", "", "done\n", 3)
+	status, _, err := w.pod.Wait(t.Context(), "web", "")
+	assert.NilError(t, err)
+	assert.Equal(t, status, uint32(3))
+	out, err := io.ReadAll(c.stdout)
+	assert.NilError(t, err)
+	assert.Equal(t, string(out), "done\n")
+	client := <-c.client
+	told, err := client.Wait(t.Context())
+	assert.NilError(t, err)
+	assert.Equal(t, told, uint32(3))
+	client.Close()
+
+	assert.NilError(t, <-w.ran, "the pod ends with its last container")
+	w.ran <- nil
+	assert.Equal(t, w.status("web"), state.Stopped)
+	record, err := w.store.LoadContainer("web")
+	assert.NilError(t, err)
+	assert.Equal(t, *record.ExitStatus, uint32(3))
+	assert.Equal(t, w.types(), "create start paused resumed exit")
+	for _, vm := range w.driver.VMs() {
+		<-vm.Done()
+		assert.NilError(t, vm.Err())
+	}
+}
+
+// types are the types of all events so far.
+func (w *world) types() string {
+	w.t.Helper()
+	var types string
+	assert.NilError(w.t, w.pod.Follow(w.t.Context(), 0, false, func(ev journal.Event) error {
+		if types != "" {
+			types += " "
+		}
+		types += ev.Type
+		return nil
+	}))
+	return types
+}
+
+func TestDeleteOfTheLastContainerWaitsForTheVM(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	assert.NilError(t, w.pod.Start(t.Context(), "web"))
+	assert.NilError(t, w.pod.Delete(t.Context(), "web", true))
+	assert.Equal(t, <-w.agent.signals, uint32(9))
+	select {
+	case <-w.driver.VMs()[0].Done():
+	default:
+		t.Error("the VM has not ended")
+	}
+	assert.Equal(t, w.status("web"), state.Status(""))
+	assert.NilError(t, <-w.ran)
+	w.ran <- nil
+	assert.Equal(t, w.types(), "create start exit delete")
+}
+
+func TestSecondContainerAndExec(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("a", 1)
+	assert.NilError(t, err)
+	assert.NilError(t, w.pod.Start(t.Context(), "a"))
+	_, err = w.create("b", 2)
+	assert.NilError(t, err)
+	assert.Equal(t, len(w.driver.VMs()), 1)
+
+	c := w.standIn(3)
+	process := []byte(`{"args":["true"],"cwd":"/"}`)
+	execID, _, err := w.pod.Exec(t.Context(), pod.ExecRequest{Container: "a", ExecID: "e1", Process: process, StandIn: c.token})
+	assert.NilError(t, err)
+	assert.Equal(t, execID, "e1")
+	w.agent.exit("a", "e1", "x", 7)
+	status, _, err := w.pod.Wait(t.Context(), "a", "e1")
+	assert.NilError(t, err)
+	assert.Equal(t, status, uint32(7))
+	assert.Equal(t, w.status("a"), state.Running)
+
+	assert.NilError(t, w.pod.Delete(t.Context(), "a", true))
+	assert.Equal(t, w.status("b"), state.Created, "the pod lives on")
+	select {
+	case <-w.driver.VMs()[0].Done():
+		t.Error("the VM has ended")
+	default:
+	}
+	w.share.mu.Lock()
+	assert.DeepEqual(t, w.share.added, map[string]bool{"b": true})
+	w.share.mu.Unlock()
+}
+
+func TestFailedCreateIsUndone(t *testing.T) {
+	boom := errors.New("boom")
+	for _, tc := range []struct {
+		name     string
+		sabotage func(w *world)
+		want     string
+	}{
+		{"share", func(w *world) { w.share.add = boom }, "create web: mount: boom"},
+		{"agent", func(w *world) { w.agent.create = func() error { return boom } }, "create web: boom"},
+		{"driver", func(w *world) { w.driver.OnStart = func(context.Context, hypervisor.Config) error { return boom } }, "create web: start VM: boom"},
+		{"VM dies", func(w *world) {
+			w.agent.create = func() error {
+				w.driver.VMs()[0].Print("Kernel panic - not syncing")
+				w.driver.VMs()[0].Crash("signal: killed")
+				return boom
+			}
+		}, "Kernel panic"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			tc.sabotage(w)
+			_, err := w.create("web", 1)
+			assert.ErrorContains(t, err, tc.want)
+			<-w.ran
+			w.ran <- nil
+			assert.Equal(t, w.status("web"), state.Status(""))
+			w.share.mu.Lock()
+			assert.Equal(t, len(w.share.added), 0)
+			w.share.mu.Unlock()
+		})
+	}
+}
+
+func TestCallerThatGoesAwayUndoesItsCreate(t *testing.T) {
+	w := newWorld(t)
+	w.reserve("web")
+	ctx, cancel := context.WithCancel(t.Context())
+	w.agent.create = func() error { cancel(); return nil }
+	c := w.standIn(1)
+	_, err := w.pod.Create(ctx, pod.CreateRequest{ID: "web", Bundle: w.bundle, StandIn: c.token})
+	assert.ErrorIs(t, err, context.Canceled)
+	assert.NilError(t, <-w.ran)
+	w.ran <- nil
+	assert.Equal(t, w.status("web"), state.Status(""))
+}
+
+func TestDeathOfTheVMEndsItsContainers(t *testing.T) {
+	for name, kill := range map[string]func(w *world){
+		"crash":     func(w *world) { w.driver.VMs()[0].Crash("signal: killed") },
+		"power off": func(w *world) { w.driver.VMs()[0].PowerOff() },
+		"share":     func(w *world) { close(w.share.done) },
+		"event out of order": func(w *world) {
+			w.agent.mu.Lock()
+			w.agent.seq += 5
+			w.agent.mu.Unlock()
+			w.agent.send(&agentv1.Event{})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			c, err := w.create("web", 1)
+			assert.NilError(t, err)
+			assert.NilError(t, w.pod.Start(t.Context(), "web"))
+			kill(w)
+			status, _, err := w.pod.Wait(t.Context(), "web", "")
+			assert.NilError(t, err)
+			assert.Equal(t, status, uint32(137))
+			client := <-c.client
+			status, err = client.Wait(t.Context())
+			assert.NilError(t, err)
+			assert.Equal(t, status, uint32(137))
+			client.Close()
+			assert.Assert(t, <-w.ran != nil, "the pod's failure is told")
+			w.ran <- nil
+			assert.Equal(t, w.status("web"), state.Stopped)
+		})
+	}
+}
+
+func TestDeathOfTheStandInKillsItsProcess(t *testing.T) {
+	w := newWorld(t)
+	c, err := w.create("web", 1)
+	assert.NilError(t, err)
+	assert.NilError(t, w.pod.Start(t.Context(), "web"))
+	client := <-c.client
+	assert.NilError(t, client.Signal(15))
+	assert.Equal(t, <-w.agent.signals, uint32(15))
+	client.Close()
+	assert.Equal(t, <-w.agent.signals, uint32(9))
+	assert.NilError(t, <-w.ran)
+	w.ran <- nil
+	assert.Equal(t, w.status("web"), state.Stopped)
+}
+
+func TestUnknownNames(t *testing.T) {
+	w := newWorld(t)
+	assert.ErrorIs(t, w.pod.Start(t.Context(), "none"), errdefs.ErrNotFound)
+	assert.ErrorIs(t, w.pod.Delete(t.Context(), "none", false), errdefs.ErrNotFound)
+	assert.NilError(t, w.pod.Delete(t.Context(), "none", true))
+	_, err := w.pod.Stats(t.Context(), "none")
+	assert.ErrorIs(t, err, errdefs.ErrNotFound)
+	_, err = w.create("web", 1)
+	assert.NilError(t, err)
+	_, err = w.pod.Create(t.Context(), pod.CreateRequest{ID: "web", Bundle: w.bundle})
+	assert.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+	_, _, err = w.pod.Wait(t.Context(), "web", "none")
+	assert.ErrorIs(t, err, errdefs.ErrNotFound)
+	assert.Assert(t, cmp.Contains(err.Error(), "none"))
+	assert.ErrorIs(t, w.pod.Signal(t.Context(), "web", "", 99, false), errdefs.ErrInvalidArgument)
+	assert.NilError(t, w.pod.Shutdown(t.Context()))
+	assert.NilError(t, w.pod.Shutdown(t.Context()))
+}
