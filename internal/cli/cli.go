@@ -126,6 +126,8 @@ func (a *app) commands() []*urfave.Command {
 		a.psCommand(),
 		a.specCommand(),
 		a.featuresCommand(),
+		a.doctorCommand(),
+		a.configCommand(),
 		a.helpCommand(),
 		a.refusedCommand("update", "resources of a running container cannot be changed"),
 		a.refusedCommand("checkpoint", "containers cannot be checkpointed"),

@@ -166,7 +166,7 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	if err != nil {
 		return nil, err
 	}
-	process, err := a.launch(ctx, podID, store.PodDir(podID))
+	process, err := a.launch(ctx, cfg, podID, store.PodDir(podID))
 	if err != nil {
 		return nil, err
 	}

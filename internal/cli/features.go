@@ -90,7 +90,7 @@ func (a *app) featureAnnotations() map[string]string {
 		a.warn("accelerator is not known: %v", err)
 		return annotations
 	}
-	accel, note, err := qemu.ProbeAccel(cfg.Accel)
+	accel, note, err := qemu.ThisHost().ProbeAccel(cfg.Accel)
 	if err != nil {
 		a.warn("accelerator is not known: %v", err)
 		return annotations

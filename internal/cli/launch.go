@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"runv/internal/config"
 )
 
 const (
@@ -35,7 +37,7 @@ type supervisorProcess struct {
 // launch starts the supervisor of a pod and returns when its sockets listen. It
 // is a session of its own without any of our files, so that nobody who waits
 // for the end of our output waits for it.
-func (a *app) launch(ctx context.Context, podID, podDir string) (_ *supervisorProcess, err error) {
+func (a *app) launch(ctx context.Context, cfg *config.Effective, podID, podDir string) (_ *supervisorProcess, err error) {
 	logFile, err := os.OpenFile(filepath.Join(podDir, "supervisor.log"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("start supervisor: %w", err)
@@ -51,9 +53,10 @@ func (a *app) launch(ctx context.Context, podID, podDir string) (_ *supervisorPr
 		return nil, fmt.Errorf("start supervisor: %w", err)
 	}
 	closeInherited()
-	cmd := exec.Command(self, a.supervisorArgs(podID)...)
+	cmd := exec.Command(self, a.supervisorArgs(cfg, podID)...)
 	cmd.Args[0] = "runv"
 	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), absolutePaths(cfg)...)
 	cmd.Stderr = logFile
 	cmd.ExtraFiles = []*os.File{readyWrite}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -77,18 +80,34 @@ func (a *app) launch(ctx context.Context, podID, podDir string) (_ *supervisorPr
 	return p, nil
 }
 
-func (a *app) supervisorArgs(podID string) []string {
+// supervisorArgs makes the supervisor read the configuration that we have read.
+func (a *app) supervisorArgs(cfg *config.Effective, podID string) []string {
 	args := []string{"supervisor", "--root", a.root, "--pod", podID}
-	if a.configFile != "" {
-		args = append(args, "--config", absolute(a.configFile))
+	if cfg.File != "" {
+		args = append(args, "--config", absolute(cfg.File))
 	}
 	if a.guestDir != "" {
-		args = append(args, "--guest-dir", absolute(a.guestDir))
+		args = append(args, "--guest-dir", cfg.GuestDir)
 	}
 	if a.debug {
 		args = append(args, "--debug")
 	}
 	return args
+}
+
+// absolutePaths are the paths that the environment gives, for a process that
+// works in another directory.
+func absolutePaths(cfg *config.Effective) []string {
+	var env []string
+	for _, k := range config.Keys() {
+		path := map[string]string{
+			"qemu": cfg.QEMU, "virtiofsd": cfg.Virtiofsd, "guest_dir": cfg.GuestDir, "kernel": cfg.Kernel, "initrd": cfg.Initrd,
+		}[k.Name]
+		if path != "" && cfg.Origins[k.Name].Kind == "env" {
+			env = append(env, k.Env()+"="+path)
+		}
+	}
+	return env
 }
 
 // absolute makes a path valid for a process that works in another directory.
