@@ -161,9 +161,9 @@ func (c *checker) apply(v reflect.Value, pattern, path string) error {
 		}
 		return c.apply(v.Elem(), pattern, path)
 	case reflect.Struct:
-		for i := range v.NumField() {
-			name := jsonName(v.Type().Field(i))
-			if err := c.apply(v.Field(i), join(pattern, name), join(path, name)); err != nil {
+		for f, value := range v.Fields() {
+			name := jsonName(f)
+			if err := c.apply(value, join(pattern, name), join(path, name)); err != nil {
 				return err
 			}
 		}
@@ -192,8 +192,8 @@ func isSet(v reflect.Value, zeroIsUnset bool) bool {
 	case reflect.Pointer:
 		return !v.IsNil() && (!zeroIsUnset || isSet(v.Elem(), true))
 	case reflect.Struct:
-		for i := range v.NumField() {
-			if isSet(v.Field(i), zeroIsUnset) {
+		for _, f := range v.Fields() {
+			if isSet(f, zeroIsUnset) {
 				return true
 			}
 		}

@@ -33,9 +33,9 @@ func TestTableIsComplete(t *testing.T) {
 		case reflect.Slice:
 			walk(typ.Elem(), path+"[]")
 		case reflect.Struct:
-			for i := range typ.NumField() {
-				name, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
-				walk(typ.Field(i).Type, strings.TrimPrefix(path+"."+name, "."))
+			for f := range typ.Fields() {
+				name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+				walk(f.Type, strings.TrimPrefix(path+"."+name, "."))
 			}
 		default:
 			t.Errorf("%s is not in the table", path)

@@ -35,7 +35,7 @@ var refusedOptions = map[string]string{
 
 func options(list string) map[string]bool {
 	m := map[string]bool{}
-	for _, o := range strings.Fields(list) {
+	for o := range strings.FieldsSeq(list) {
 		m[o] = true
 	}
 	return m

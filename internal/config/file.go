@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
+	"regexp"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -109,6 +110,9 @@ func parse(path string, data []byte) (map[string]value, error) {
 	return values, nil
 }
 
+// goType is how the decoder names what the key's value should have been.
+var goType = regexp.MustCompile(`into (?:a )?(?:struct field \S+|value) of type \*?(\S+)`)
+
 // located turns the decoder's errors into ours.
 func located(path string, err error) error {
 	at := func(e *toml.DecodeError) Origin {
@@ -120,9 +124,9 @@ func located(path string, err error) error {
 		first := &missing.Errors[0]
 		return &Error{at(first), strings.Join(first.Key(), "."), "unknown key"}
 	}
-	var de *toml.DecodeError
-	if errors.As(err, &de) {
-		return &Error{at(de), strings.Join(de.Key(), "."), oneLine(strings.TrimPrefix(de.Error(), "toml: "))}
+	if de, ok := errors.AsType[*toml.DecodeError](err); ok {
+		reason := goType.ReplaceAllString(strings.TrimPrefix(de.Error(), "toml: "), "into a $1")
+		return &Error{at(de), strings.Join(de.Key(), "."), oneLine(reason)}
 	}
 	return &Error{Origin{"file", path}, "", oneLine(err.Error())}
 }

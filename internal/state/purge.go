@@ -242,7 +242,7 @@ func loose[T any](path string) (v T, clean bool) {
 // servedBy identifies the process that listens on the supervisor's socket in
 // dir, as the kernel knows it.
 func servedBy(dir string) (Process, bool) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := bounded(time.Second)
 	defer cancel()
 	conn, err := unixsock.Dial(ctx, dir, supervisorSocket, "unix")
 	if err != nil {

@@ -36,8 +36,8 @@ func fill(v reflect.Value, n *int) {
 	}
 	switch v.Kind() {
 	case reflect.Struct:
-		for i := range v.NumField() {
-			fill(v.Field(i), n)
+		for _, f := range v.Fields() {
+			fill(f, n)
 		}
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
@@ -65,8 +65,7 @@ func fill(v reflect.Value, n *int) {
 // tagged checks that each field, also of structs inside, names its key.
 func tagged(t *testing.T, typ reflect.Type) {
 	t.Helper()
-	for i := range typ.NumField() {
-		f := typ.Field(i)
+	for f := range typ.Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		assert.Assert(t, f.IsExported() && name != "" && name != "-", "%s.%s has no json tag", typ, f.Name)
 		ft := f.Type

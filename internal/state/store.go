@@ -348,7 +348,7 @@ func (s *Store) replace(kind, id, dir, name string, v any, guard func() error) e
 
 // locked runs f while it holds the root's lock. The root must exist.
 func (s *Store) locked(f func() error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), lockTimeout)
+	ctx, cancel := bounded(lockTimeout)
 	defer cancel()
 	// A new open file each time: the lock then excludes goroutines, too.
 	lock := flock.New(filepath.Join(s.root, "lock"), flock.SetPermissions(0o600))
@@ -358,6 +358,12 @@ func (s *Store) locked(f func() error) error {
 	}
 	defer lock.Close()
 	return f()
+}
+
+// bounded is for the short waits of functions that take no context.
+func bounded(d time.Duration) (context.Context, context.CancelFunc) {
+	//nolint:forbidigo // nobody's context is at hand, and the deadline is near
+	return context.WithTimeout(context.Background(), d)
 }
 
 // load reads one entry; see LoadContainer for its errors.

@@ -3,6 +3,7 @@ package state_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -51,7 +52,7 @@ func TestMissingRootIsEmptyAndStaysMissing(t *testing.T) {
 	assert.NilError(t, s.Purge(t.Context(), "a"))
 	assert.NilError(t, s.SweepPods(t.Context()))
 	_, err = os.Stat(s.Root())
-	assert.Assert(t, os.IsNotExist(err), "%v", err)
+	assert.Assert(t, errors.Is(err, fs.ErrNotExist), "%v", err)
 }
 
 func TestOpenRefusesRootOfOthers(t *testing.T) {
@@ -175,8 +176,10 @@ func TestBrokenEntriesDoNotHideOthers(t *testing.T) {
 	list, err := s.Containers()
 	assert.Equal(t, len(list), 2)
 	assert.Equal(t, list[0].ID+list[1].ID, "ae")
-	for _, want := range []string{"read container b: ", "read container c: damaged state file: state.json is missing",
-		`read container d: damaged state file: it is of container "a"`} {
+	for _, want := range []string{
+		"read container b: ", "read container c: damaged state file: state.json is missing",
+		`read container d: damaged state file: it is of container "a"`,
+	} {
 		assert.ErrorContains(t, err, want)
 	}
 	var entry *state.EntryError
@@ -264,7 +267,7 @@ func TestLive(t *testing.T) {
 func emptyTmp(t *testing.T, s *state.Store) {
 	t.Helper()
 	left, err := os.ReadDir(filepath.Join(s.Root(), "tmp"))
-	if !os.IsNotExist(err) {
+	if !errors.Is(err, fs.ErrNotExist) {
 		assert.NilError(t, err)
 	}
 	assert.Equal(t, len(left), 0, "%v", left)

@@ -9,6 +9,7 @@ package unixsock
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -88,7 +89,7 @@ func address(dir, name, network string) (addr *net.UnixAddr, done func(), err er
 
 // cause strips what net adds: the detour's path tells nobody anything.
 func cause(err error) error {
-	if op, ok := err.(*net.OpError); ok {
+	if op := (*net.OpError)(nil); errors.As(err, &op) {
 		return op.Err
 	}
 	return err
