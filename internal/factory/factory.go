@@ -53,7 +53,7 @@ func (d Direct) Get(ctx context.Context, cfg hypervisor.Config) (*VM, error) {
 	if err != nil {
 		_ = vm.Kill()
 		<-vm.Done()
-		return nil, err
+		return nil, fmt.Errorf("start VM %s: %w", cfg.ID, err)
 	}
 	return &VM{VM: vm, Agent: agent, Phases: []Phase{
 		{Name: "vmm", Duration: started.Sub(began)},

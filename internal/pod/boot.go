@@ -72,7 +72,7 @@ func (p *Pod) startBoot(s size) {
 		if err != nil {
 			p.boot.err = fmt.Errorf("start share: %w", err)
 		} else if p.boot.vm, err = p.startVM(ctx, s); err != nil {
-			p.boot.err = fmt.Errorf("start VM: %w", err)
+			p.boot.err = err
 		}
 		close(p.boot.done)
 		p.post(func() { p.booted(shareTook) })
@@ -164,7 +164,7 @@ func (p *Pod) watchVM(vm *factory.VM) {
 		case <-vm.Done():
 			p.post(func() { p.vmEnded(vm.Err()) })
 		case <-time.After(2 * time.Second):
-			p.post(func() { p.fail(factory.WithConsole(errors.New("agent channel broke"), vm)) })
+			p.post(func() { p.fail(factory.WithConsole(errors.New("agent channel broke"), vm.VM)) })
 		case <-p.ended:
 		}
 	case <-p.ended:
@@ -216,7 +216,7 @@ func (p *Pod) explain(err error, vm *factory.VM) error {
 		}
 	case <-time.After(2 * time.Second):
 	}
-	return factory.WithConsole(err, vm)
+	return factory.WithConsole(err, vm.VM)
 }
 
 // shutdownGuest lets the agent end all processes and write back what the guest holds.

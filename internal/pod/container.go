@@ -69,7 +69,7 @@ func (p *Pod) Create(ctx context.Context, req CreateRequest) (int, error) {
 		err = fmt.Errorf("create %s: %w", req.ID, err)
 		// The caller may be gone; the undoing has its own deadlines.
 		_ = p.do(context.WithoutCancel(ctx), func() error { p.abandon(c, err); return nil })
-		if errors.Is(err, errStopping) {
+		if errors.Is(err, errStopping) || errors.Is(err, errEnded) {
 			if cause := p.whyEnded(); cause != nil {
 				err = fmt.Errorf("create %s: %w", req.ID, cause)
 			}
@@ -117,6 +117,7 @@ func (p *Pod) admitContainer(req CreateRequest, b *bundle.Bundle, cancel context
 		gone:      make(chan struct{}),
 	}
 	p.containers[req.ID] = c
+	p.pending++ // until created or forget
 	p.setStatus(c, state.Creating)
 	if p.state == Idle {
 		p.startBoot(p.sizeFor(b.Size()))
@@ -202,6 +203,7 @@ func (p *Pod) awaitStandIn(ctx context.Context, token standin.Token) (*standin.P
 func (p *Pod) created(c *container, proc *process) {
 	p.setProcess(proc, ProcessCreated)
 	p.setStatus(c, state.Created)
+	p.pending--
 	p.endOp(c)
 	p.save()
 	p.append(journal.Event{Type: journal.Create, Container: c.record.ID, PID: proc.standIn.PID})
@@ -219,7 +221,6 @@ func (p *Pod) abandon(c *container, err error) {
 	if c.record.Status != state.Stopped { // it is when the VM has died
 		p.setStatus(c, state.Stopped)
 	}
-	p.pending++
 	go func() {
 		p.removeFromVM(vm, id, inGuest)
 		p.post(func() { p.forget(c) })

@@ -468,11 +468,12 @@ func TestFailedCreateIsUndone(t *testing.T) {
 	}{
 		{"share", func(w *world) { w.share.add = boom }, "create web: mount: boom"},
 		{"agent", func(w *world) { w.agent.create = func() error { return boom } }, "create web: boom"},
-		{"driver", func(w *world) { w.driver.OnStart = func(context.Context, hypervisor.Config) error { return boom } }, "create web: start VM: boom"},
+		{"driver", func(w *world) { w.driver.OnStart = func(context.Context, hypervisor.Config) error { return boom } }, "create web: start VM p: boom"},
 		{"VM dies", func(w *world) {
 			w.agent.create = func() error {
 				w.driver.VMs()[0].Print("Kernel panic - not syncing")
 				w.driver.VMs()[0].Crash("signal: killed")
+				<-w.agent.session.Done()
 				return boom
 			}
 		}, "Kernel panic"},

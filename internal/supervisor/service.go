@@ -2,10 +2,12 @@ package supervisor
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 
 	supervisorv1 "runv/api/supervisor/v1"
@@ -36,6 +38,14 @@ func newServer(p *pod.Pod, version string, log *slog.Logger) *grpc.Server {
 	supervisorv1.RegisterContainersServer(s, &containersService{pod: p})
 	supervisorv1.RegisterProcessesServer(s, &processesService{pod: p})
 	return s
+}
+
+// parseToken reads the token that names a stand-in.
+func parseToken(b []byte) (token standin.Token, err error) {
+	if len(b) != len(token) {
+		return token, rpcerror.New(errdefs.ErrInvalidArgument, fmt.Sprintf("standin: token of %d bytes, not %d", len(b), len(token)))
+	}
+	return standin.Token(b), nil
 }
 
 type podService struct {
@@ -70,7 +80,7 @@ type containersService struct {
 }
 
 func (s *containersService) Create(ctx context.Context, req *supervisorv1.CreateRequest) (*supervisorv1.CreateResponse, error) {
-	token, err := standin.ParseToken(req.Standin)
+	token, err := parseToken(req.Standin)
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +139,7 @@ type processesService struct {
 }
 
 func (s *processesService) Exec(ctx context.Context, req *supervisorv1.ExecRequest) (*supervisorv1.ExecResponse, error) {
-	token, err := standin.ParseToken(req.Standin)
+	token, err := parseToken(req.Standin)
 	if err != nil {
 		return nil, err
 	}

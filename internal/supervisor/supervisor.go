@@ -176,7 +176,7 @@ func wire(opts Options, store *state.Store, hostMounts *os.File, log *slog.Logge
 	if err != nil {
 		return nil, s, err
 	}
-	accel, note, err := qemu.ProbeAccel(cfg.Accel)
+	accel, note, err := qemu.ThisHost().ProbeAccel(cfg.Accel)
 	if err != nil {
 		return nil, s, err
 	}
