@@ -85,7 +85,7 @@ func (m *machine) serve(ctx context.Context) error {
 	r := reaper.New(m.log)
 	events := eventlog.New()
 	m.containers, err = container.NewSet(container.Config{
-		Exe: "/proc/self/exe", Reaper: r, Events: events, Cgroups: cgroups, Log: m.log,
+		Exe: stageProgram(), Reaper: r, Events: events, Cgroups: cgroups, Log: m.log,
 	})
 	if err != nil {
 		return err
@@ -113,6 +113,16 @@ func (m *machine) serve(ctx context.Context) error {
 		case <-time.After(reopenInterval):
 		}
 	}
+}
+
+// stageProgram is the program that sets up processes: a small one of its own if the
+// initramfs has it, or else the agent's executable, which takes longer to start.
+func stageProgram() string {
+	const program = "/runv-init"
+	if _, err := os.Stat(program); err == nil {
+		return program
+	}
+	return "/proc/self/exe"
 }
 
 // reopenInterval is how often the agent looks for a host after the last one has gone.

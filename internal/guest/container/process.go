@@ -14,6 +14,7 @@ import (
 
 	agentv1 "runv/api/agent/v1"
 	"runv/internal/guest/fault"
+	"runv/internal/guest/launch"
 	"runv/internal/guest/stage"
 	"runv/internal/guest/stdio"
 )
@@ -24,7 +25,7 @@ type process struct {
 	execID string
 	pid    int
 	pidfd  *os.File
-	ctl    *stage.Control
+	ctl    *launch.Stage
 	io     *stdio.IO
 	gone   chan struct{} // closed when reaped
 
@@ -56,7 +57,7 @@ func (c *Container) launch(ctx context.Context, execID string, cfg *stage.Config
 	if cfg.Container == nil {
 		target = c.init.pidfd
 	}
-	if p.ctl, err = stage.NewControl(cfg, target); err != nil {
+	if p.ctl, err = launch.New(cfg, target); err != nil {
 		return nil, err
 	}
 	if err := p.fork(cfg.Container == nil); err != nil {

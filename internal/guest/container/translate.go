@@ -2,6 +2,7 @@ package container
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -174,7 +175,6 @@ func translateContainer(s *specs.Spec, flags int) (*stage.Container, error) {
 		NewCgroupNS:   flags&unix.CLONE_NEWCGROUP != 0,
 		MaskedPaths:   s.Linux.MaskedPaths,
 		ReadonlyPaths: s.Linux.ReadonlyPaths,
-		Sysctl:        s.Linux.Sysctl,
 	}
 	if flags&unix.CLONE_NEWUTS == 0 && (s.Hostname != "" || s.Domainname != "") {
 		return nil, invalid("hostname: needs a uts namespace")
@@ -185,6 +185,9 @@ func translateContainer(s *specs.Spec, flags int) (*stage.Container, error) {
 			return nil, invalid("linux.rootfsPropagation: unknown value %q", p)
 		}
 		c.RootPropagation = flag
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Linux.Sysctl)) {
+		c.Sysctl = append(c.Sysctl, stage.Sysctl{Name: name, Value: s.Linux.Sysctl[name]})
 	}
 	for _, m := range s.Mounts {
 		c.Mounts = append(c.Mounts, translateMount(m))

@@ -1,11 +1,10 @@
 // Package stage is what a container's process does before it becomes the user's
-// program: it is the agent's own executable again, started in new namespaces (init)
-// or to join those of a container (exec), and ends in execve.
+// program: started in new namespaces (init) or to join those of a container
+// (exec), it makes of itself what the specification says, and ends in execve.
 //
-// internal/guest/container starts it with Command and talks to it over Control;
-// cmd/runv-agent calls Main when it runs under the name Name. Everything in the
-// container's root file system is hostile: no path in it is used but through
-// descriptors that were resolved inside that root.
+// internal/guest/launch starts it. cmd/runv-init calls Main, and cmd/runv-agent does when
+// it runs under the name Name. The package's imports are few, since every exec waits for
+// their initialization.
 //
 // The steps of init, in order: mounts, pivot_root, terminal, read-only and masked
 // paths, limits, the user and its privileges, look up the program, report ready,
@@ -19,7 +18,7 @@ const Name = "runv-init"
 // Descriptors that a stage inherits besides 0, 1 and 2.
 const (
 	controlFD = 3 // SOCK_SEQPACKET socket to the agent
-	configFD  = 4 // Config as JSON, at offset 0
+	configFD  = 4 // file with an encoded Config
 	targetFD  = 5 // exec: pidfd of the container's init
 )
 
@@ -70,8 +69,11 @@ type Container struct {
 	Devices         []Device
 	MaskedPaths     []string
 	ReadonlyPaths   []string
-	Sysctl          map[string]string
+	Sysctl          []Sysctl
 }
+
+// Sysctl is a kernel parameter.
+type Sysctl struct{ Name, Value string }
 
 // Mount is one mount in the container.
 type Mount struct {
@@ -93,11 +95,4 @@ type Device struct {
 	Mode         uint32 // type and permissions
 	Major, Minor uint32
 	UID, GID     uint32
-}
-
-// reply is what a stage tells the agent: an error or, without one, that it is
-// ready. A ready process with a terminal sends the master along.
-type reply struct {
-	Error string `json:",omitempty"`
-	Kind  string `json:",omitempty"` // see fault.Kind
 }

@@ -1,7 +1,6 @@
 package stage
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,8 +9,6 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
-
-	"runv/internal/guest/fault"
 )
 
 // Main is the stage. It does not return: it becomes the user's program, or
@@ -29,7 +26,7 @@ func Main() {
 	if err == nil {
 		err = run()
 	}
-	send(reply{Error: err.Error(), Kind: fault.Kind(err)}, -1)
+	send(err, -1)
 	os.Exit(1)
 }
 
@@ -55,7 +52,7 @@ func run() error {
 		return err
 	}
 	if cfg.Container != nil || p.Terminal {
-		send(reply{}, p.ptmx())
+		send(nil, p.ptmx())
 	}
 	if cfg.Container != nil {
 		if err := waitForStart(); err != nil {
@@ -72,25 +69,16 @@ func readConfig() (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := &Config{}
-	return cfg, json.Unmarshal(data, cfg)
+	return Decode(data)
 }
 
 // send tells the agent. If that fails the agent has gone and nobody listens.
-func send(r reply, fd int) {
-	const maxText = 8 << 10
-	if len(r.Error) > maxText {
-		r.Error = r.Error[:maxText]
-	}
-	data, err := json.Marshal(r)
-	if err != nil {
-		return
-	}
+func send(err error, fd int) {
 	var oob []byte
 	if fd >= 0 {
 		oob = unix.UnixRights(fd)
 	}
-	_ = unix.Sendmsg(controlFD, data, oob, nil, unix.MSG_NOSIGNAL)
+	_ = unix.Sendmsg(controlFD, encodeReply(err), oob, nil, unix.MSG_NOSIGNAL)
 }
 
 // waitForStart returns when the agent says so.

@@ -431,21 +431,21 @@ func missing(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(e
 
 // writeSysctl writes kernel parameters through dir, which is the agent's
 // /proc/sys: the container's could be anything.
-func writeSysctl(dir int, values map[string]string) error {
-	for name, value := range values {
-		path := strings.ReplaceAll(name, ".", "/")
+func writeSysctl(dir int, values []Sysctl) error {
+	for _, v := range values {
+		path := strings.ReplaceAll(v.Name, ".", "/")
 		fd, err := unix.Openat2(dir, path, &unix.OpenHow{
 			Flags:   unix.O_WRONLY | unix.O_CLOEXEC,
 			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
 		})
 		if err != nil {
-			return fmt.Errorf("open sysctl %s: %w", name, err)
+			return fmt.Errorf("open sysctl %s: %w", v.Name, err)
 		}
-		f := os.NewFile(uintptr(fd), name)
-		_, err = f.WriteString(value)
+		f := os.NewFile(uintptr(fd), v.Name)
+		_, err = f.WriteString(v.Value)
 		f.Close()
 		if err != nil {
-			return fmt.Errorf("write sysctl %s: %w", name, fault.Cause(err))
+			return fmt.Errorf("write sysctl %s: %w", v.Name, fault.Cause(err))
 		}
 	}
 	return nil

@@ -1,8 +1,11 @@
-package stage
+// Package launch is the agent's end of the conversation with a stage: it starts one,
+// tells it what to do, and learns what came of it. internal/guest/container uses it.
+// The other end is internal/guest/stage, which is linked into a program of its
+// own and so must not need this package.
+package launch
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,50 +16,44 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"runv/internal/guest/fault"
+	"runv/internal/guest/stage"
 )
 
-// Control is the agent's end of the conversation with a stage.
-type Control struct {
-	conn *net.UnixConn
-	// Inherit are the files that the stage gets besides 0, 1 and 2, until
-	// CloseInherit.
-	inherit []*os.File
+// Stage is a stage that is to be started, or was.
+type Stage struct {
+	conn    *net.UnixConn
+	inherit []*os.File // what the stage gets besides 0, 1 and 2, until CloseInherit
 }
 
-// NewControl prepares a conversation with a stage that does cfg. target is the
+// New prepares a stage that does cfg. target is the
 // pidfd of the container's init for an exec, else nil; it stays the caller's. The
 // caller calls Close.
-func NewControl(cfg *Config, target *os.File) (_ *Control, err error) {
-	c := &Control{}
+func New(cfg *stage.Config, target *os.File) (_ *Stage, err error) {
+	s := &Stage{}
 	defer func() {
 		if err != nil {
-			c.Close()
+			s.Close()
 		}
 	}()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("make socket: %w", err)
 	}
-	c.inherit = append(c.inherit, os.NewFile(uintptr(fds[1]), "stage"))
+	s.inherit = append(s.inherit, os.NewFile(uintptr(fds[1]), "stage"))
 	ours := os.NewFile(uintptr(fds[0]), "agent")
 	conn, err := net.FileConn(ours)
 	if err := errors.Join(err, ours.Close()); err != nil {
 		return nil, fmt.Errorf("make socket: %w", err)
 	}
-	c.conn = conn.(*net.UnixConn)
+	s.conn = conn.(*net.UnixConn)
 
-	data, err := json.Marshal(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("encode configuration: %w", err)
-	}
 	fd, err := unix.MemfdCreate("config", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("make memfd: %w", err)
 	}
 	mem := os.NewFile(uintptr(fd), "config")
-	c.inherit = append(c.inherit, mem)
-	if _, err := mem.WriteAt(data, 0); err != nil {
+	s.inherit = append(s.inherit, mem)
+	if _, err := mem.WriteAt(cfg.Encode(), 0); err != nil {
 		return nil, fmt.Errorf("write configuration: %w", err)
 	}
 	if target != nil {
@@ -64,20 +61,20 @@ func NewControl(cfg *Config, target *os.File) (_ *Control, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("copy pidfd: %w", err)
 		}
-		c.inherit = append(c.inherit, os.NewFile(uintptr(dup), "pidfd"))
+		s.inherit = append(s.inherit, os.NewFile(uintptr(dup), "pidfd"))
 	}
-	return c, nil
+	return s, nil
 }
 
 // Fork starts the stage with these descriptors 0, 1 and 2 and returns its pid. It
 // waits for nothing but the execve of the stage.
-func (c *Control) Fork(exe string, stdio []*os.File, attr *syscall.SysProcAttr) (pid int, err error) {
+func (s *Stage) Fork(exe string, stdio []*os.File, attr *syscall.SysProcAttr) (pid int, err error) {
 	var files []uintptr
-	for _, f := range append(append([]*os.File{}, stdio...), c.inherit...) {
+	for _, f := range append(append([]*os.File{}, stdio...), s.inherit...) {
 		files = append(files, f.Fd())
 	}
 	// A stage lives for milliseconds: it needs no garbage collector.
-	return syscall.ForkExec(exe, []string{Name}, &syscall.ProcAttr{
+	return syscall.ForkExec(exe, []string{stage.Name}, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"GOGC=off"},
 		Files: files,
@@ -87,11 +84,11 @@ func (c *Control) Fork(exe string, stdio []*os.File, attr *syscall.SysProcAttr) 
 
 // CloseInherit closes the stage's files here. To be called after Fork, or else the end
 // of the stage goes unnoticed.
-func (c *Control) CloseInherit() {
-	for _, f := range c.inherit {
+func (s *Stage) CloseInherit() {
+	for _, f := range s.inherit {
 		f.Close()
 	}
-	c.inherit = nil
+	s.inherit = nil
 }
 
 // ErrEnded says that the stage has ended, or become the user's program.
@@ -100,11 +97,11 @@ var ErrEnded = errors.New("process ended during its setup")
 // Ready waits until the stage is ready, and returns the master of the
 // terminal if it made one, else -1. The stage's own error is returned with its
 // kind; ErrEnded when it was killed.
-func (c *Control) Ready(ctx context.Context) (ptmx int, err error) {
-	defer c.bound(ctx)()
+func (s *Stage) Ready(ctx context.Context) (ptmx int, err error) {
+	defer s.bound(ctx)()
 	buf := make([]byte, 16<<10)
 	oob := make([]byte, unix.CmsgSpace(4))
-	n, oobn, _, _, err := c.conn.ReadMsgUnix(buf, oob)
+	n, oobn, _, _, err := s.conn.ReadMsgUnix(buf, oob)
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
@@ -115,11 +112,7 @@ func (c *Control) Ready(ctx context.Context) (ptmx int, err error) {
 		return -1, fmt.Errorf("wait for process setup: %w", err)
 	}
 	ptmx = receivedFD(oob[:oobn])
-	var r reply
-	err = json.Unmarshal(buf[:n], &r)
-	if err == nil && r.Error != "" {
-		err = fault.OfKind(r.Kind, r.Error)
-	}
+	err = stage.DecodeReply(buf[:n])
 	if err != nil && ptmx >= 0 {
 		unix.Close(ptmx)
 		ptmx = -1
@@ -141,16 +134,16 @@ func receivedFD(oob []byte) int {
 }
 
 // Start lets a stage that is ready execute the program, and waits until it has.
-func (c *Control) Start(ctx context.Context) error {
-	if _, err := c.conn.Write([]byte("start")); err != nil {
+func (s *Stage) Start(ctx context.Context) error {
+	if _, err := s.conn.Write([]byte("start")); err != nil {
 		return ErrEnded
 	}
-	return c.Executed(ctx)
+	return s.Executed(ctx)
 }
 
 // Executed waits until the stage has become the program.
-func (c *Control) Executed(ctx context.Context) error {
-	_, err := c.Ready(ctx)
+func (s *Stage) Executed(ctx context.Context) error {
+	_, err := s.Ready(ctx)
 	if errors.Is(err, ErrEnded) {
 		return nil // the socket was closed by execve
 	}
@@ -158,15 +151,15 @@ func (c *Control) Executed(ctx context.Context) error {
 }
 
 // bound ends reads when ctx ends, until the returned function is called.
-func (c *Control) bound(ctx context.Context) (release func()) {
-	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) })
+func (s *Stage) bound(ctx context.Context) (release func()) {
+	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetReadDeadline(time.Unix(1, 0)) })
 	return func() { stop() }
 }
 
 // Close ends the conversation; a stage that waits for the start ends, too. Idempotent.
-func (c *Control) Close() {
-	c.CloseInherit()
-	if c.conn != nil {
-		c.conn.Close()
+func (s *Stage) Close() {
+	s.CloseInherit()
+	if s.conn != nil {
+		s.conn.Close()
 	}
 }
