@@ -26,8 +26,8 @@ const marker = "RUNV_HOST_MOUNTS"
 // unmounts of the host go on to reach it, where the host's mounts are shared, but none of its own go back.
 //
 // A namespace belongs to a thread, so a program with more than one enters by
-// executing itself again, with the same arguments, process id and, of the descriptors from 3 on, those
-// in keep only. Call it at the start of main, before anything that must not happen
+// executing itself again, with the same arguments and process id; the descriptors in keep
+// are inherited though they are close-on-exec. Call it at the start of main, before anything that must not happen
 // twice. In the second run it returns the namespace that the process came from, for Do;
 // the caller closes it. keep is close-on-exec again then.
 func Enter(keep ...int) (host *os.File, err error) {

@@ -1,0 +1,163 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"runv/internal/mountns"
+)
+
+// tree is a copy of a part of the mount tree that is attached nowhere.
+type tree struct {
+	fd  int
+	dir bool
+}
+
+func (t tree) close() { _ = unix.Close(t.fd) }
+
+// treeOptions tell how to copy.
+type treeOptions struct {
+	recursive     bool // with what is mounted below
+	readOnly      bool
+	readOnlyBelow bool // what is mounted below, too
+	mustBeDir     bool
+}
+
+// openTree copies the mount tree at path, as the namespace host sees it (nil: this process's).
+// The copies are cut off: mounts of the source that come or go later follow it here, nothing
+// goes back. The error names the path. When ctx ends first, looking up path goes on
+// behind the scenes, for a dead network file system cannot be interrupted.
+func openTree(ctx context.Context, host *os.File, path string, opts treeOptions) (tree, error) {
+	type result struct {
+		tree tree
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		var r result
+		err := mountns.Do(host, func() (err error) {
+			r.tree, err = cloneTree(path, opts)
+			return err
+		})
+		r.err = err
+		done <- r
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil {
+			return tree{}, fmt.Errorf("bind %s: %w", path, kind(r.err))
+		}
+		return r.tree, nil
+	case <-ctx.Done():
+		go func() {
+			if r := <-done; r.err == nil {
+				r.tree.close()
+			}
+		}()
+		return tree{}, fmt.Errorf("bind %s: %w", path, context.Cause(ctx))
+	}
+}
+
+// cloneTree does that on the right thread.
+func cloneTree(path string, opts treeOptions) (_ tree, err error) {
+	// Everything below goes by this descriptor: who renames path now is too late.
+	source, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return tree{}, err
+	}
+	defer unix.Close(source)
+	var st unix.Stat_t
+	if err := unix.Fstat(source, &st); err != nil {
+		return tree{}, err
+	}
+	t := tree{dir: st.Mode&unix.S_IFMT == unix.S_IFDIR}
+	if opts.mustBeDir && !t.dir {
+		return tree{}, unix.ENOTDIR
+	}
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
+	if opts.recursive && t.dir {
+		flags |= unix.AT_RECURSIVE
+	}
+	if t.fd, err = unix.OpenTree(source, "", flags); err != nil {
+		return tree{}, fmt.Errorf("copy mount: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			t.close()
+		}
+	}()
+	// The daemon needs none of these on the host. What a device node or a
+	// set-user-id bit means to the guest is the guest's affair.
+	all := unix.MountAttr{
+		Attr_set:    unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC,
+		Propagation: unix.MS_SLAVE,
+	}
+	top := unix.MountAttr{}
+	if opts.readOnly {
+		top.Attr_set = unix.MOUNT_ATTR_RDONLY
+	}
+	if opts.readOnlyBelow {
+		all.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	for _, set := range []struct {
+		flags uint
+		attr  *unix.MountAttr
+	}{{unix.AT_RECURSIVE, &all}, {0, &top}} {
+		if err = unix.MountSetattr(t.fd, "", unix.AT_EMPTY_PATH|set.flags, set.attr); err != nil {
+			return tree{}, fmt.Errorf("set mount attributes: %w", err)
+		}
+	}
+	return t, nil
+}
+
+// attach mounts the tree on the path below dir and uses it up.
+func (t tree) attach(dir *os.File, path string) error {
+	defer t.close()
+	target, err := unix.Openat2(int(dir.Fd()), path, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return fmt.Errorf("open mount point %s: %w", path, err)
+	}
+	defer unix.Close(target)
+	if err := unix.MoveMount(t.fd, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount on %s: %w", path, err)
+	}
+	return nil
+}
+
+// unmount detaches what is mounted on path; nothing mounted, or no such path,
+// is success. What the daemon still has open of it stays alive until the guest forgets
+// it, so a plain unmount, which refuses then, is only tried for the sake of a clean end.
+func unmount(path string) error {
+	err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EBUSY) {
+		err = unix.Unmount(path, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+	}
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	return nil
+}
+
+// kind gives an error of a caller's path its errdefs kind.
+func kind(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return &sourceError{err, errdefs.ErrNotFound}
+	case errors.Is(err, unix.ENOTDIR):
+		return &sourceError{err, errdefs.ErrInvalidArgument}
+	}
+	return err
+}
+
+// sourceError has the text of its cause and a kind besides.
+type sourceError struct{ cause, kind error }
+
+func (e *sourceError) Error() string   { return e.cause.Error() }
+func (e *sourceError) Unwrap() []error { return []error{e.cause, e.kind} }

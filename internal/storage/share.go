@@ -1,0 +1,346 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// Tag is the name under which the guest mounts the share.
+	Tag = "runv"
+	// GuestDir is where the guest's agent mounts it.
+	GuestDir = "/run/runv/share"
+
+	socketName = "virtiofsd.sock"
+)
+
+// ShareConfig describes a share.
+type ShareConfig struct {
+	// Dir is the directory to serve. It is made by Start and removed by Close;
+	// the daemon's socket is made beside it.
+	Dir string
+	// Virtiofsd is the daemon's path, or its name in PATH; empty: the usual places.
+	Virtiofsd string
+	// LogFile gets what the daemon says, at most 4 MiB; empty: nothing does.
+	LogFile string
+	// HostMounts is the mount namespace in which the paths given to Add are
+	// looked up; nil: this process's own. It stays the caller's, open until Close.
+	HostMounts *os.File
+	Log        *slog.Logger
+}
+
+// Root is a container's root file system.
+type Root struct {
+	Path string // absolute, a directory
+	// ReadOnly denies the guest to write to it, its mount points included, so those must exist. What is
+	// mounted below it is not affected, as under runc.
+	ReadOnly bool
+}
+
+// Bind is a directory or file of the host for a container.
+type Bind struct {
+	Source    string // absolute
+	Recursive bool   // with what is mounted below it
+	ReadOnly  bool   // with Recursive also what is mounted below it
+}
+
+// Mapping tells where the guest finds what Add added.
+type Mapping struct {
+	Root  string
+	Binds map[int]string
+}
+
+// Share is a directory that a VM sees. Methods may be called concurrently,
+// Start once and first.
+type Share struct {
+	cfg    ShareConfig
+	daemon *daemon // set by Start
+
+	// dir is the served mount: mounts go here. below is the directory under it,
+	// which alone can be written to: mount points are made here.
+	dir, below *os.File
+
+	mu         sync.Mutex
+	closed     bool
+	containers map[string]*added
+}
+
+// added is what there is of one container.
+type added struct {
+	// mu is held while mounts come and go. Share.mu may be taken while holding it, not the other way round.
+	mu     sync.Mutex
+	points []string // mount points and their directories, relative to the share, in the order of their making
+}
+
+// NewShare makes a share that is not served yet.
+func NewShare(cfg ShareConfig) *Share {
+	return &Share{cfg: cfg, daemon: newDaemon(), containers: make(map[string]*added)}
+}
+
+// Start makes the directory and starts the daemon. It returns when the daemon waits for the
+// VMM. ctx bounds Start only. errdefs.ErrNotFound when there is no daemon. After an
+// error nothing is left.
+func (s *Share) Start(ctx context.Context) error {
+	if err := s.start(ctx); err != nil {
+		s.daemon.never()
+		return errors.Join(fmt.Errorf("start share: %w", err), s.removeDir())
+	}
+	return nil
+}
+
+func (s *Share) start(ctx context.Context) error {
+	program, err := FindVirtiofsd(ctx, s.cfg.Virtiofsd)
+	if err != nil {
+		return err
+	}
+	if !filepath.IsAbs(s.cfg.Dir) {
+		return fmt.Errorf("relative directory %q: %w", s.cfg.Dir, errdefs.ErrInvalidArgument)
+	}
+	if program.Style == StyleC && strings.Contains(s.cfg.Dir, ",") {
+		return fmt.Errorf("directory %s: virtiofsd of this version cannot serve a name with a comma: %w", s.cfg.Dir, errdefs.ErrInvalidArgument)
+	}
+	if err := s.makeDir(); err != nil {
+		return err
+	}
+	return s.daemon.start(ctx, program, s.cfg)
+}
+
+// makeDir makes the directory and mounts it on itself, so that it is read-only for the daemon. Shared,
+// because the daemon lives in a mount namespace of its own, which mounts that come later must reach.
+func (s *Share) makeDir() (err error) {
+	if err = os.Mkdir(s.cfg.Dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if s.below, err = os.OpenFile(s.cfg.Dir, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err != nil {
+		return err
+	}
+	fd, err := unix.OpenTree(int(s.below.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return fmt.Errorf("copy mount of %s: %w", s.cfg.Dir, err)
+	}
+	defer unix.Close(fd)
+	const attributes = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC
+	// Private first: or else the mounts would also appear where the directory's
+	// file system is mounted for others.
+	for _, attr := range []unix.MountAttr{
+		{Attr_set: attributes, Propagation: unix.MS_PRIVATE},
+		{Propagation: unix.MS_SHARED},
+	} {
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+			return fmt.Errorf("set mount attributes of %s: %w", s.cfg.Dir, err)
+		}
+	}
+	if err := unix.MoveMount(fd, "", int(s.below.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount %s: %w", s.cfg.Dir, err)
+	}
+	// A path leads to the topmost mount.
+	s.dir, err = os.OpenFile(s.cfg.Dir, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	return err
+}
+
+// removeDir undoes makeDir and removes the socket, as far as they were made.
+func (s *Share) removeDir() error {
+	if s.below == nil {
+		return nil
+	}
+	if s.dir != nil {
+		_ = s.dir.Close() // or else the mount is busy
+	}
+	errs := []error{unmount(s.cfg.Dir)}
+	for _, path := range []string{s.cfg.Dir, s.Socket()} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	_ = s.below.Close()
+	s.below = nil
+	return nil
+}
+
+// Socket is the path of the daemon's listening socket.
+func (s *Share) Socket() string { return filepath.Join(filepath.Dir(s.cfg.Dir), socketName) }
+
+// Done is closed when the daemon has ended.
+func (s *Share) Done() <-chan struct{} { return s.daemon.done }
+
+// Err tells after Done why the daemon ended: nil when Close did that or when the daemon
+// itself stopped in order, as it does when the VMM leaves; else an error with its last words.
+func (s *Share) Err() error { return s.daemon.ended() }
+
+// Processes are the daemon's processes on the host, none before Start.
+func (s *Share) Processes() []int { return s.daemon.processes() }
+
+// Add makes a container's root and binds (by number) visible to the VM. Errors
+// name the path: errdefs.ErrNotFound when it does not exist. errdefs.ErrAlreadyExists when the
+// container was added before. After an error nothing of it is left.
+func (s *Share) Add(ctx context.Context, containerID string, root Root, binds map[int]Bind) (Mapping, error) {
+	m, err := s.add(ctx, containerID, root, binds)
+	if err != nil {
+		return Mapping{}, fmt.Errorf("share container %s: %w", containerID, err)
+	}
+	return m, nil
+}
+
+func (s *Share) add(ctx context.Context, id string, root Root, binds map[int]Bind) (_ Mapping, err error) {
+	if !validName(id) {
+		return Mapping{}, fmt.Errorf("invalid name: %w", errdefs.ErrInvalidArgument)
+	}
+	c := &added{}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.mu.Lock()
+	switch {
+	case s.closed || s.dir == nil:
+		err = fmt.Errorf("the share is not served: %w", errdefs.ErrFailedPrecondition)
+	case s.containers[id] != nil:
+		err = errdefs.ErrAlreadyExists
+	default:
+		s.containers[id] = c
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return Mapping{}, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.remove(id, c))
+		}
+	}()
+
+	for _, dir := range []string{id, path.Join(id, "mounts")} {
+		if err := s.makePoint(c, dir, true); err != nil {
+			return Mapping{}, err
+		}
+	}
+	m := Mapping{Root: path.Join(GuestDir, id, "rootfs"), Binds: make(map[int]string, len(binds))}
+	err = s.mount(ctx, c, path.Join(id, "rootfs"), root.Path, treeOptions{recursive: true, readOnly: root.ReadOnly, mustBeDir: true})
+	if err != nil {
+		return Mapping{}, err
+	}
+	for n, b := range binds {
+		at := path.Join(id, "mounts", strconv.Itoa(n))
+		if err := s.mount(ctx, c, at, b.Source, treeOptions{recursive: b.Recursive, readOnly: b.ReadOnly, readOnlyBelow: b.ReadOnly && b.Recursive}); err != nil {
+			return Mapping{}, err
+		}
+		m.Binds[n] = path.Join(GuestDir, at)
+	}
+	return m, nil
+}
+
+// mount makes source visible at a path below the share. c.mu is held.
+func (s *Share) mount(ctx context.Context, c *added, at, source string, opts treeOptions) error {
+	if !filepath.IsAbs(source) {
+		return fmt.Errorf("bind %q: not an absolute path: %w", source, errdefs.ErrInvalidArgument)
+	}
+	t, err := openTree(ctx, s.cfg.HostMounts, source, opts)
+	if err != nil {
+		return err
+	}
+	if err := s.makePoint(c, at, t.dir); err != nil {
+		t.close()
+		return err
+	}
+	if err := t.attach(s.dir, at); err != nil {
+		return fmt.Errorf("bind %s: %w", source, err)
+	}
+	return nil
+}
+
+// makePoint makes an empty directory or file to mount on. c.mu is held.
+func (s *Share) makePoint(c *added, at string, dir bool) (err error) {
+	if dir {
+		err = unix.Mkdirat(int(s.below.Fd()), at, 0o700)
+	} else {
+		err = unix.Mknodat(int(s.below.Fd()), at, unix.S_IFREG|0o600, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("make mount point %s: %w", at, err)
+	}
+	c.points = append(c.points, at)
+	return nil
+}
+
+// Remove takes from the VM what Add gave it. Idempotent: an unknown container
+// is success. After an error it can be called again.
+func (s *Share) Remove(containerID string) error {
+	s.mu.Lock()
+	c := s.containers[containerID]
+	s.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := s.remove(containerID, c); err != nil {
+		return fmt.Errorf("unshare container %s: %w", containerID, err)
+	}
+	return nil
+}
+
+// remove undoes add, as far as it went. c.mu is held.
+func (s *Share) remove(id string, c *added) error {
+	for len(c.points) > 0 {
+		last := len(c.points) - 1
+		at := c.points[last]
+		if err := unmount(filepath.Join(s.cfg.Dir, at)); err != nil {
+			return err
+		}
+		// By way of the directory below, where nothing is mounted: the user's
+		// files are out of reach whatever happens.
+		err := unix.Unlinkat(int(s.below.Fd()), at, 0)
+		if errors.Is(err, unix.EISDIR) {
+			err = unix.Unlinkat(int(s.below.Fd()), at, unix.AT_REMOVEDIR)
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove mount point %s: %w", at, err)
+		}
+		c.points = c.points[:last]
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.containers[id] == c { // not another one that was added meanwhile
+		delete(s.containers, id)
+	}
+	return nil
+}
+
+// Close stops the daemon, removes all containers, and then the directory and the socket. ctx
+// bounds the wait for the daemon's end. Idempotent; after an error it can be called again.
+func (s *Share) Close(ctx context.Context) error {
+	s.mu.Lock()
+	s.closed = true
+	ids := slices.Sorted(maps.Keys(s.containers))
+	s.mu.Unlock()
+	errs := []error{s.daemon.stop(ctx)}
+	for _, id := range ids {
+		errs = append(errs, s.Remove(id))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close share: %w", err)
+	}
+	if err := s.removeDir(); err != nil {
+		return fmt.Errorf("close share: %w", err)
+	}
+	return nil
+}
+
+// validName tells whether a container's id can be the name of a directory.
+func validName(id string) bool {
+	return id != "" && id != "." && id != ".." && len(id) <= 255 && !strings.ContainsAny(id, "/\x00")
+}

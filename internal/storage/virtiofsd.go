@@ -1,0 +1,180 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// probeTimeout bounds a run of the daemon that only prints something.
+const probeTimeout = 10 * time.Second
+
+// Daemon is a virtiofsd program.
+type Daemon struct {
+	Path string
+	// Style is the way in which it takes its options.
+	Style Style
+	// AnnounceSubmounts says that it must be told to show mount points to the guest.
+	AnnounceSubmounts bool
+}
+
+// Style is one of the two ways in which virtiofsd programs take options.
+type Style string
+
+const (
+	// StyleC is the daemon that came with QEMU up to 7.2: "-o source=DIR".
+	StyleC Style = "c"
+	// StyleRust is the one of the virtio-fs project: "--shared-dir=DIR".
+	StyleRust Style = "rust"
+)
+
+// FindVirtiofsd finds the daemon and asks it for its style of options. configured
+// is a path or a name in PATH; empty means the usual places. errdefs.ErrNotFound
+// if there is none, errdefs.ErrInvalidArgument if it is some other program.
+func FindVirtiofsd(ctx context.Context, configured string) (Daemon, error) {
+	path, err := lookVirtiofsd(configured)
+	if err != nil {
+		return Daemon{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, "--help")
+	cmd.Env = []string{}
+	cmd.WaitDelay = time.Second
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	runErr := cmd.Run()
+	d, ok := describe(path, out.String())
+	if !ok {
+		if runErr == nil {
+			runErr = errors.New("its help names no shared directory")
+		}
+		return Daemon{}, fmt.Errorf("probe virtiofsd %s: %w: %w", path, runErr, errdefs.ErrInvalidArgument)
+	}
+	return d, nil
+}
+
+func lookVirtiofsd(configured string) (string, error) {
+	// The usual places: Debian 13 and Fedora, Debian 12, Debian 11.
+	names := []string{"/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/kvm/virtiofsd", "virtiofsd"}
+	if configured != "" {
+		names = []string{configured}
+	}
+	var err error
+	for _, name := range names {
+		var path string
+		if path, err = exec.LookPath(name); err == nil {
+			return path, nil
+		}
+	}
+	if configured == "" {
+		return "", fmt.Errorf("find virtiofsd in %s and PATH: %w", strings.Join(names[:len(names)-1], ", "), errdefs.ErrNotFound)
+	}
+	var why *exec.Error
+	if errors.As(err, &why) {
+		err = why.Err
+	}
+	return "", fmt.Errorf("find virtiofsd %s: %v: %w", configured, err, errdefs.ErrNotFound)
+}
+
+// describe reads a daemon's help text. The Rust daemon knows "-o", too, for old callers.
+func describe(path, help string) (d Daemon, ok bool) {
+	switch {
+	case strings.Contains(help, "--shared-dir"):
+		d = Daemon{Path: path, Style: StyleRust, AnnounceSubmounts: strings.Contains(help, " --announce-submounts")}
+	case strings.Contains(help, "-o source=PATH"):
+		d = Daemon{Path: path, Style: StyleC, AnnounceSubmounts: strings.Contains(help, "-o announce_submounts")}
+	default:
+		return Daemon{}, false
+	}
+	return d, true
+}
+
+// serving is what a daemon is to do.
+type serving struct {
+	dir      string
+	socketFD int    // listening, inherited
+	files    uint64 // limit of open files; 0: as it is
+}
+
+// arguments are the daemon's command line.
+func (d Daemon) arguments(s serving) []string {
+	if d.Style == StyleRust {
+		return d.rustArguments(s)
+	}
+	return d.cArguments(s)
+}
+
+// The choices, for both styles:
+//   - cache=auto: the guest sees what changes on the host within a second.
+//   - namespace sandbox: the daemon sees the directory and nothing else.
+//   - submounts announced: files with equal inode numbers on two file systems
+//     stay two files for the guest.
+//   - extended attributes: file capabilities.
+//   - messages at level info go to the log; there are few.
+
+func (d Daemon) cArguments(s serving) []string {
+	args := []string{
+		"--fd=" + strconv.Itoa(s.socketFD),
+		// Commas part options, and this daemon has no way to quote them; see Share.Start.
+		"-o", "source=" + s.dir,
+		"-o", "sandbox=namespace",
+		"-o", "cache=auto",
+		"-o", "xattr",
+		"-o", "log_level=info",
+		"--rlimit-nofile=" + strconv.FormatUint(s.files, 10),
+	}
+	if d.AnnounceSubmounts {
+		args = append(args, "-o", "announce_submounts")
+	}
+	return args
+}
+
+func (d Daemon) rustArguments(s serving) []string {
+	args := []string{
+		"--fd=" + strconv.Itoa(s.socketFD),
+		"--shared-dir=" + s.dir,
+		"--sandbox=namespace",
+		"--cache=auto",
+		"--xattr",
+		"--log-level=info",
+		"--rlimit-nofile=" + strconv.FormatUint(s.files, 10),
+	}
+	if d.AnnounceSubmounts {
+		args = append(args, "--announce-submounts")
+	}
+	return args
+}
+
+// wantedFiles is what both daemons ask for themselves: a guest may hold that many inodes.
+const wantedFiles = 1_000_000
+
+// fileLimit is the limit of open files that a daemon can set for itself: without the
+// capability, asking for more than the hard limit would end it.
+func fileLimit() uint64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0
+	}
+	if limit.Max >= wantedFiles || mayRaiseLimits() {
+		return wantedFiles
+	}
+	return limit.Max
+}
+
+func mayRaiseLimits() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
+}
