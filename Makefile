@@ -36,8 +36,8 @@ runv:
 
 .PHONY: guest
 guest:
-	@$(GO_BUILD) -o build/runv-agent ./cmd/runv-agent
-	@go run -trimpath -buildvcs=false ./image/mkguest -agent build/runv-agent -agent-version '$(VERSION)' -out build/guest -cache build/kernel
+	@$(GO_BUILD) -o build/ ./cmd/runv-agent ./cmd/runv-init
+	@go run -trimpath -buildvcs=false ./image/mkguest -agent build/runv-agent -init build/runv-init -agent-version '$(VERSION)' -out build/guest -cache build/kernel
 
 .PHONY: demo
 demo: demo-deps all ## run a container in a VM and show where the time goes

@@ -30,6 +30,8 @@ import (
 const (
 	// AgentPath is the agent, which the kernel starts as the first process.
 	AgentPath = "/init"
+	// InitPath is the small program that the agent starts for each process of a container.
+	InitPath = "/runv-init"
 	// EarlyList and LateList name modules, one absolute path a line, in load order.
 	EarlyList = "/etc/runv/modules.early"
 	LateList  = "/etc/runv/modules.late"
@@ -44,6 +46,8 @@ type Config struct {
 	Kernel string
 	// Agent is the path of the agent's static binary.
 	Agent string
+	// Init is the path of the static program that sets up the processes of containers.
+	Init string
 	// AgentVersion is what the agent calls itself.
 	AgentVersion string
 	// Out is the directory for the three files.
@@ -75,12 +79,13 @@ func Build(ctx context.Context, cfg Config) (*manifest.Guest, bool, error) {
 	if err != nil {
 		return nil, false, err
 	}
-	agent, err := os.ReadFile(cfg.Agent)
+	agent, err := readProgram(cfg.Agent)
 	if err != nil {
-		return nil, false, fmt.Errorf("read the agent: %w", err)
+		return nil, false, err
 	}
-	if err := checkAgent(agent); err != nil {
-		return nil, false, fmt.Errorf("check the agent %s: %w", cfg.Agent, err)
+	init, err := readProgram(cfg.Init)
+	if err != nil {
+		return nil, false, err
 	}
 	maker := kernel.Maker{Cache: cfg.Cache, Builder: cfg.Builder, Repository: cfg.Repository, Log: cfg.Log}
 	k, err := maker.Make(ctx, d)
@@ -94,40 +99,45 @@ func Build(ctx context.Context, cfg Config) (*manifest.Guest, bool, error) {
 			Name: k.Name, Release: k.Release, Package: k.Package, PackageVersion: k.Version,
 			EarlyModules: names(k.Early), LateModules: names(k.Late),
 		},
-		Agent: manifest.Agent{Version: cfg.AgentVersion, SHA256: digest(agent)},
+		Agent: manifest.Agent{Version: cfg.AgentVersion, SHA256: digest(agent), InitSHA256: digest(init)},
 	}
-	g.Inputs = digest([]byte(k.Key + "\n" + k.Version + "\n" + g.Agent.SHA256 + "\n" + g.Agent.Version))
+	g.Inputs = digest([]byte(strings.Join([]string{k.Key, k.Version, g.Agent.SHA256, g.Agent.InitSHA256, g.Agent.Version}, "\n")))
 	if current(cfg.Out, g) {
 		old, err := manifest.Load(cfg.Out)
 		return old, false, err
 	}
-	return g, true, write(cfg.Out, g, k, agent)
+	return g, true, write(cfg.Out, g, k, agent, init)
 }
 
-// checkAgent tells whether the guest's kernel could start the agent: there is no dynamic linker in the initramfs.
-func checkAgent(agent []byte) error {
-	f, err := elf.NewFile(bytes.NewReader(agent))
+// readProgram reads a program of the guest and checks that the guest's kernel could start it: there is no dynamic linker in the
+// initramfs.
+func readProgram(path string) ([]byte, error) {
+	data, err := os.ReadFile(path)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("read the guest's program: %w", err)
+	}
+	f, err := elf.NewFile(bytes.NewReader(data))
+	if err != nil {
+		return nil, fmt.Errorf("read the guest's program %s: %w", path, err)
 	}
 	if f.Machine != elf.EM_X86_64 {
-		return fmt.Errorf("it is a program for %s", f.Machine)
+		return nil, fmt.Errorf("read the guest's program %s: it is for %s", path, f.Machine)
 	}
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
-			return errors.New("it is dynamically linked: build it with CGO_ENABLED=0")
+			return nil, fmt.Errorf("read the guest's program %s: it is dynamically linked: build it with CGO_ENABLED=0", path)
 		}
 	}
-	return nil
+	return data, nil
 }
 
 // write makes the three files, the description last: it names the digests of the other two.
-func write(out string, g *manifest.Guest, k *kernel.Kernel, agent []byte) error {
+func write(out string, g *manifest.Guest, k *kernel.Kernel, agent, init []byte) error {
 	vmlinux, err := os.ReadFile(k.Vmlinux())
 	if err != nil {
 		return fmt.Errorf("read vmlinux: %w", err)
 	}
-	initrd, err := Initrd(k, agent)
+	initrd, err := Initrd(k, agent, init)
 	if err != nil {
 		return err
 	}
@@ -152,8 +162,8 @@ func write(out string, g *manifest.Guest, k *kernel.Kernel, agent []byte) error 
 	return nil
 }
 
-// Initrd returns the initramfs for a kernel and an agent.
-func Initrd(k *kernel.Kernel, agent []byte) ([]byte, error) {
+// Initrd returns the initramfs for a kernel, an agent and its init program.
+func Initrd(k *kernel.Kernel, agent, init []byte) ([]byte, error) {
 	var a initramfs.Archive
 	var errs []error
 	add := func(err error) { errs = append(errs, err) }
@@ -168,6 +178,7 @@ func Initrd(k *kernel.Kernel, agent []byte) ([]byte, error) {
 	// The kernel opens it for the first process, before anything is mounted on /dev.
 	add(a.CharDevice("dev/console", 0o600, 5, 1))
 	add(a.File(AgentPath, 0o755, agent))
+	add(a.File(InitPath, 0o755, init))
 	for _, list := range []struct {
 		name    string
 		modules []kernel.Module

@@ -29,7 +29,8 @@ func inputs(t *testing.T) image.Config {
 		"modules/kernel/virtio.ko": imagetest.Module(t, "depends="),
 		"modules/kernel/port.ko":   imagetest.Module(t, "depends=virtio"),
 		"modules/kernel/fuse.ko":   imagetest.Module(t, "depends="),
-		"agent":                    agent(t, "1"),
+		"agent":                    program(t, "agent"),
+		"init":                     program(t, "init"),
 		"own.toml": []byte("name = 'own'\narch = 'amd64'\n[files]\nvmlinux = 'vmlinux'\nmodule-tree = 'modules'\n" +
 			"[modules]\nearly = ['port']\nlate = ['fuse']\n"),
 	} {
@@ -38,15 +39,15 @@ func inputs(t *testing.T) image.Config {
 		assert.NilError(t, os.WriteFile(path, content, 0o644))
 	}
 	return image.Config{
-		Kernel: filepath.Join(dir, "own.toml"), Agent: filepath.Join(dir, "agent"), AgentVersion: "v1",
+		Kernel: filepath.Join(dir, "own.toml"), Agent: filepath.Join(dir, "agent"), Init: filepath.Join(dir, "init"), AgentVersion: "v1",
 		Out: filepath.Join(dir, "out"), Cache: filepath.Join(dir, "cache"), Builder: "b", Log: slog.New(slog.DiscardHandler),
 	}
 }
 
-// agent makes something that could pass for the agent.
-func agent(t *testing.T, version string) []byte {
+// program makes something that could pass for a program of the guest.
+func program(t *testing.T, name string) []byte {
 	t.Helper()
-	return imagetest.Vmlinux(t, version, 0)
+	return imagetest.Vmlinux(t, name, 0)
 }
 
 func build(t *testing.T, cfg image.Config) (*manifest.Guest, bool) {
@@ -77,7 +78,7 @@ func TestBuildOnlyWhatChanged(t *testing.T) {
 	assert.Check(t, !built)
 	assert.Check(t, is.DeepEqual(same, guest))
 
-	assert.NilError(t, os.WriteFile(cfg.Agent, agent(t, "2"), 0o644))
+	assert.NilError(t, os.WriteFile(cfg.Agent, program(t, "other"), 0o644))
 	changed, built := build(t, cfg)
 	assert.Check(t, built)
 	assert.Check(t, changed.Initrd.SHA256 != guest.Initrd.SHA256)
@@ -120,7 +121,8 @@ func TestInitrdIsWhatTheAgentExpects(t *testing.T) {
 		}
 		files["/"+r.Name] = content
 	}
-	assert.Check(t, is.Equal(files[image.AgentPath], string(agent(t, "1"))))
+	assert.Check(t, is.Equal(files[image.AgentPath], string(program(t, "agent"))))
+	assert.Check(t, is.Equal(files[image.InitPath], string(program(t, "init"))))
 	assert.Check(t, is.Equal(files[image.EarlyList], "/lib/modules/6.1.0-own/kernel/virtio.ko\n/lib/modules/6.1.0-own/kernel/port.ko\n"))
 	assert.Check(t, is.Equal(files[image.LateList], "/lib/modules/6.1.0-own/kernel/fuse.ko\n"))
 	for _, name := range []string{"/proc", "/sys", "/dev/console", "/run", "/tmp", "/lib/modules/6.1.0-own/kernel/fuse.ko"} {
@@ -133,18 +135,18 @@ func TestBuildNeedsItsInputs(t *testing.T) {
 	cfg := inputs(t)
 	cfg.Agent = filepath.Join(t.TempDir(), "none")
 	_, _, err := image.Build(t.Context(), cfg)
-	assert.ErrorContains(t, err, "read the agent")
+	assert.ErrorContains(t, err, "read the guest's program")
 	_, err = os.Stat(filepath.Join(cfg.Out, manifest.ManifestFile))
 	assert.ErrorIs(t, err, os.ErrNotExist)
 }
 
-func TestBuildRefusesAgents(t *testing.T) {
+func TestBuildRefusesPrograms(t *testing.T) {
 	cfg := inputs(t)
 	for name, test := range map[string]struct {
 		content []byte
 		want    string
 	}{
-		"a script":          {[]byte("#!/bin/sh"), "check the agent"},
+		"a script":          {[]byte("#!/bin/sh"), "read the guest's program"},
 		"a dynamic program": {imagetest.Dynamic(t), "dynamically linked: build it with CGO_ENABLED=0"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -60,6 +60,8 @@ type Agent struct {
 	Version string `json:"version"`
 	// SHA256 is the digest of its binary.
 	SHA256 string `json:"sha256"`
+	// InitSHA256 is the digest of the program that sets up the processes of containers.
+	InitSHA256 string `json:"init_sha256"`
 }
 
 // A File is a file of the guest with its size in bytes.

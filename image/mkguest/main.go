@@ -40,6 +40,7 @@ func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("mkguest", flag.ContinueOnError)
 	flags.StringVar(&cfg.Kernel, "kernel", "image/kernels/debian-cloud.toml", "the kernel's description")
 	flags.StringVar(&cfg.Agent, "agent", "build/runv-agent", "the agent's static binary")
+	flags.StringVar(&cfg.Init, "init", "build/runv-init", "the static program that sets up the processes of containers")
 	flags.StringVar(&cfg.AgentVersion, "agent-version", "", "the agent's version, for the guest's description")
 	flags.StringVar(&cfg.Out, "out", "build/guest", "the directory for the guest's files")
 	flags.StringVar(&cfg.Cache, "cache", "build/kernel", "the directory that keeps downloads and kernels")
