@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -140,6 +141,43 @@ func (b *Bundle) Binds() []Bind {
 		}
 	}
 	return binds
+}
+
+// MountPoint is a path in the root file system on which something is mounted.
+type MountPoint struct {
+	Path string // absolute
+	File bool   // a file is bound there
+}
+
+// MountPoints lists the places in the root file system itself, not below another
+// mount, that the container's mounts and its working directory need.
+func (b *Bundle) MountPoints() []MountPoint {
+	var points []MountPoint
+	inRoot := func(path string, before []specs.Mount) bool {
+		for i := range before {
+			if over := filepath.Join("/", before[i].Destination); over != "/" && (path == over || strings.HasPrefix(path, over+"/")) {
+				return false
+			}
+		}
+		return path != "/"
+	}
+	for i := range b.Spec.Mounts {
+		m := &b.Spec.Mounts[i]
+		path := filepath.Join("/", m.Destination)
+		if !inRoot(path, b.Spec.Mounts[:i]) {
+			continue
+		}
+		file := false
+		if isBind(m) {
+			fi, err := os.Stat(b.abs(m.Source))
+			file = err == nil && !fi.IsDir()
+		}
+		points = append(points, MountPoint{Path: path, File: file})
+	}
+	if cwd := filepath.Join("/", b.Spec.Process.Cwd); inRoot(cwd, b.Spec.Mounts) {
+		points = append(points, MountPoint{Path: cwd})
+	}
+	return points
 }
 
 // Size tells which VM the resource limits ask for: as many vCPUs as the CPU

@@ -70,7 +70,7 @@ func (p *Pod) startBoot(s size) {
 		shareTook := time.Since(began)
 		close(p.boot.shared)
 		if err != nil {
-			p.boot.err = fmt.Errorf("start share: %w", err)
+			p.boot.err = err
 		} else if p.boot.vm, err = p.startVM(ctx, s); err != nil {
 			p.boot.err = err
 		}

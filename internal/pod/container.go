@@ -182,6 +182,9 @@ func (p *Pod) addToShare(ctx context.Context, c *container, b *bundle.Bundle) (s
 		binds[bind.Index] = storage.Bind{Source: bind.Source, Recursive: bind.Recursive, ReadOnly: bind.ReadOnly}
 	}
 	root := storage.Root{Path: b.Rootfs, ReadOnly: b.Spec.Root.Readonly}
+	for _, point := range b.MountPoints() {
+		root.MountPoints = append(root.MountPoints, storage.MountPoint(point))
+	}
 	m, err := p.cfg.Share.Add(ctx, c.record.ID, root, binds)
 	if err != nil {
 		return m, fmt.Errorf("mount: %w", err)
