@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"fmt"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -16,6 +18,12 @@ import (
 // forceTimeout is how long delete --force believes that a supervisor will do
 // it before it does it itself, from disk.
 const forceTimeout = 20 * time.Second
+
+// A supervisor without containers ends at once; see awaitPodEnd.
+const (
+	podEndTimeout = 5 * time.Second
+	podEndPoll    = 2 * time.Millisecond
+)
 
 func (a *app) deleteCommand() *urfave.Command {
 	var force bool
@@ -67,6 +75,7 @@ func (a *app) remove(ctx context.Context, id string, force bool) error {
 	}
 	err = a.askDelete(ctx, store, c, timeout, force || status == state.Created)
 	if err == nil {
+		awaitPodEnd(ctx, store, c.PodID)
 		return nil
 	}
 	// A supervisor ends with its last container, so it may be gone, or going.
@@ -88,4 +97,28 @@ func (a *app) askDelete(ctx context.Context, store *state.Store, c state.Contain
 	defer sup.close()
 	_, err = sup.containers.Delete(ctx, &supervisorv1.DeleteRequest{Id: c.ID, Force: force})
 	return err
+}
+
+// awaitPodEnd waits until a supervisor whose last container was deleted has
+// cleared away after itself: delete leaves nothing. Not for long, though:
+// whatever stays is swept when the next pod is made.
+func awaitPodEnd(ctx context.Context, store *state.Store, podID string) {
+	others, _ := store.Containers()
+	if slices.ContainsFunc(others, func(c state.Container) bool { return c.PodID == podID }) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, podEndTimeout)
+	defer cancel()
+	tick := time.NewTicker(podEndPoll)
+	defer tick.Stop()
+	for {
+		if _, err := os.Lstat(store.PodDir(podID)); err != nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }

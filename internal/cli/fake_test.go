@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 
@@ -14,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	supervisorv1 "runv/api/supervisor/v1"
+	"runv/internal/bundle"
 	"runv/internal/rpcerror"
 	"runv/internal/standin"
 	"runv/internal/state"
@@ -27,21 +31,25 @@ type fakeSupervisor struct {
 	supervisorv1.UnimplementedContainersServer
 	supervisorv1.UnimplementedProcessesServer
 	store    *state.Store
-	id       string
+	id       string // of the container
 	standIns *standin.Listener
+	peer     *standin.Peer // of the container's init, when it was created here
+	program  []string      // of init
+	ended    chan struct{} // closed when the pod shall end
+	end      sync.Once
 }
 
-// serveFake serves a fake until stop is called.
-func serveFake(store *state.Store, id string) (stop func(), err error) {
-	l, err := unixsock.Listen(store.PodDir("pod-"+id), "supervisor.sock", "unix")
+// serveFake serves a fake for a container, until stop is called.
+func serveFake(store *state.Store, podID, id string) (f *fakeSupervisor, stop func(), err error) {
+	l, err := unixsock.Listen(store.PodDir(podID), "supervisor.sock", "unix")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	standIns, err := standin.Listen(store.PodDir("pod-" + id))
+	standIns, err := standin.Listen(store.PodDir(podID))
 	if err != nil {
-		return nil, errors.Join(err, l.Close())
+		return nil, nil, errors.Join(err, l.Close())
 	}
-	f := &fakeSupervisor{store: store, id: id, standIns: standIns}
+	f = &fakeSupervisor{store: store, id: id, standIns: standIns, ended: make(chan struct{})}
 	s := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		resp, err := handler(ctx, req)
 		return resp, rpcerror.ToStatus(err)
@@ -51,11 +59,137 @@ func serveFake(store *state.Store, id string) (stop func(), err error) {
 	supervisorv1.RegisterProcessesServer(s, f)
 	var served sync.WaitGroup
 	served.Go(func() { _ = s.Serve(l) })
-	return func() {
-		s.Stop()
+	return f, func() {
+		s.GracefulStop()
 		served.Wait()
 		_ = standIns.Close()
 	}, nil
+}
+
+// fakeMain is the supervisor process of the tests. $FAKE says how it fails:
+// "silent" ends without a word, "deaf" never serves, "no-guest" says that it
+// cannot, "no-vm" fails to create, "hangs" does not answer create, "no-start"
+// fails to start.
+func fakeMain(args []string) int {
+	flags := flag.NewFlagSet("supervisor", flag.ExitOnError)
+	root := flags.String("root", "", "")
+	podID := flags.String("pod", "", "")
+	config := flags.String("config", "", "")
+	_ = flags.String("guest-dir", "", "")
+	_ = flags.Bool("debug", false, "")
+	_ = flags.Parse(args)
+	ready := os.NewFile(3, "ready")
+	fail := os.Getenv("FAKE")
+	switch fail {
+	case "silent":
+		fmt.Fprintln(os.Stderr, "panic: out of luck")
+		return 2
+	case "no-guest":
+		fmt.Fprintln(ready, "find guest files: none")
+		return 1
+	case "deaf":
+		_, _ = io.Copy(io.Discard, ready) // until killed
+	}
+	if *config != "" && !filepath.IsAbs(*config) {
+		fmt.Fprintln(ready, "relative path of configuration")
+		return 1
+	}
+	err := func() error {
+		store, err := state.Open(*root)
+		if err != nil {
+			return err
+		}
+		pod, err := store.LoadPod(*podID)
+		if err != nil {
+			return err
+		}
+		if pod.Supervisor, err = state.ProcessOf(os.Getpid()); err != nil {
+			return err
+		}
+		if err := store.SavePod(pod); err != nil {
+			return err
+		}
+		f, stop, err := serveFake(store, *podID, "")
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(ready, "ok")
+		ready.Close()
+		<-f.ended
+		stop()
+		return store.RemovePod(*podID)
+	}()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func (f *fakeSupervisor) Create(ctx context.Context, req *supervisorv1.CreateRequest) (*supervisorv1.CreateResponse, error) {
+	switch os.Getenv("FAKE") {
+	case "no-vm":
+		return nil, rpcerror.New(errdefs.ErrUnavailable, "create "+req.GetId()+": start VM: VMM ended; console: panic")
+	case "hangs":
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	f.id = req.GetId()
+	b, err := bundle.Load(req.GetBundle())
+	if err != nil {
+		return nil, err
+	}
+	f.program = b.Spec.Process.Args
+	if f.program[0] == "nonesuch" {
+		return nil, rpcerror.New(errdefs.ErrNotFound, "create "+f.id+`: exec: "nonesuch": executable file not found in $PATH`)
+	}
+	if f.peer, err = f.standIns.Await(ctx, standin.Token(req.GetStandin())); err != nil {
+		return nil, err
+	}
+	c, err := f.store.LoadContainer(f.id)
+	if err != nil {
+		return nil, err
+	}
+	c.Status = state.Created
+	if c.StandIn, err = state.ProcessOf(f.peer.PID); err != nil {
+		return nil, err
+	}
+	return &supervisorv1.CreateResponse{Pid: uint32(f.peer.PID)}, f.store.SaveContainer(c)
+}
+
+func (f *fakeSupervisor) Start(context.Context, *supervisorv1.StartRequest) (*supervisorv1.StartResponse, error) {
+	if os.Getenv("FAKE") == "no-start" {
+		return nil, rpcerror.New(errdefs.ErrPermissionDenied, "start "+f.id+`: exec: "/etc": permission denied`)
+	}
+	if f.peer != nil {
+		go f.live()
+	}
+	return &supervisorv1.StartResponse{}, f.set(state.Running)
+}
+
+// live is the life of init: it ends with the status that exit or a signal gives.
+func (f *fakeSupervisor) live() {
+	var status uint32
+	switch f.program[0] {
+	case "exit":
+		n, _ := strconv.ParseUint(f.program[1], 10, 8)
+		status = uint32(n)
+	case "cat":
+		_, _ = io.Copy(f.peer.Stdout, f.peer.Stdin)
+	case "wait":
+		signals := make(chan int, 1)
+		go func() { _ = f.peer.Serve(context.Background(), func(n int) { signals <- n }, func(uint32, uint32) {}) }()
+		fmt.Fprintln(f.peer.Stdout, "waiting")
+		status = 128 + uint32(<-signals)
+	}
+	_ = f.set(state.Stopped)
+	f.peer.CloseStdio()
+	_ = f.peer.Exit(status)
+}
+
+func (f *fakeSupervisor) Shutdown(context.Context, *supervisorv1.ShutdownRequest) (*supervisorv1.ShutdownResponse, error) {
+	f.end.Do(func() { close(f.ended) })
+	return &supervisorv1.ShutdownResponse{}, nil
 }
 
 // set writes a status as a supervisor does.
@@ -68,10 +202,6 @@ func (f *fakeSupervisor) set(status state.Status) error {
 	return f.store.SaveContainer(c)
 }
 
-func (f *fakeSupervisor) Start(context.Context, *supervisorv1.StartRequest) (*supervisorv1.StartResponse, error) {
-	return &supervisorv1.StartResponse{}, f.set(state.Running)
-}
-
 func (f *fakeSupervisor) Pause(context.Context, *supervisorv1.PauseRequest) (*supervisorv1.PauseResponse, error) {
 	return &supervisorv1.PauseResponse{}, f.set(state.Paused)
 }
@@ -80,9 +210,20 @@ func (f *fakeSupervisor) Resume(context.Context, *supervisorv1.ResumeRequest) (*
 	return &supervisorv1.ResumeResponse{}, f.set(state.Running)
 }
 
-// Delete removes the container and leaves the pod, which has no VM to end.
+// Delete removes the container, and the pod ends.
 func (f *fakeSupervisor) Delete(_ context.Context, req *supervisorv1.DeleteRequest) (*supervisorv1.DeleteResponse, error) {
-	return &supervisorv1.DeleteResponse{}, f.store.RemoveContainer(req.GetId())
+	if f.peer != nil {
+		_ = f.peer.Close()
+	}
+	f.end.Do(func() { close(f.ended) })
+	c, err := f.store.LoadContainer(req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	if err := f.store.RemoveContainer(c.ID); err != nil {
+		return nil, err
+	}
+	return &supervisorv1.DeleteResponse{}, f.store.RemovePod(c.PodID)
 }
 
 // Signal obeys KILL and refuses HUP, so that a supervisor's error can be seen.

@@ -15,12 +15,19 @@ import (
 	"go.uber.org/goleak"
 
 	"runv/internal/cli"
+	"runv/internal/standin"
 	"runv/internal/state"
 )
 
 func TestMain(m *testing.M) {
 	testscript.Main(leakChecked{m}, map[string]func(){
 		"runv": func() {
+			if len(os.Args) > 1 && os.Args[1] == "supervisor" {
+				os.Exit(fakeMain(os.Args[2:]))
+			}
+			if len(os.Args) > 1 && os.Args[1] == "standin" {
+				os.Exit(standin.Main(os.Args[2:]))
+			}
 			os.Exit(cli.Main(context.Background(), cli.Program{
 				Version: "1.2.3", Args: os.Args, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 			}))
@@ -46,6 +53,9 @@ func (l leakChecked) Run() int {
 //	container ID STATUS    make a container in pod ID, whose supervisor is this
 //	                       test (a fake) unless STATUS begins with "dead-"
 //	status N ARGS          runv ARGS, which must exit with status N
+//	detached ARGS          runv --root $ROOT ARGS with the files of a caller that does
+//	                       not wait for their end; the output is in the file out
+//	nopods                 there is no pod
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -58,6 +68,8 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"container": container,
 			"status":    status,
+			"detached":  detached,
+			"nopods":    noPods,
 		},
 	})
 }
@@ -93,7 +105,7 @@ func container(ts *testscript.TestScript, _ bool, args []string) {
 	if dead {
 		return
 	}
-	stop, err := serveFake(store, id)
+	_, stop, err := serveFake(store, c.PodID, id)
 	ts.Check(err)
 	ts.Defer(stop)
 }
@@ -109,5 +121,29 @@ func status(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(err)
 	case strconv.Itoa(exit.ExitCode()) != args[0]:
 		ts.Fatalf("%v, want %s", exit, args[0])
+	}
+}
+
+func detached(ts *testscript.TestScript, neg bool, args []string) {
+	out, err := os.Create(ts.MkAbs("out"))
+	ts.Check(err)
+	defer out.Close()
+	cmd := exec.Command("runv", append([]string{"--root", ts.Getenv("ROOT")}, args...)...)
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Env = append(os.Environ(), "FAKE="+ts.Getenv("FAKE"))
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Run(); (err != nil) != neg {
+		ts.Logf("%s", ts.ReadFile("out"))
+		ts.Fatalf("runv: %v", err)
+	}
+}
+
+func noPods(ts *testscript.TestScript, _ bool, _ []string) {
+	store, err := state.Open(ts.Getenv("ROOT"))
+	ts.Check(err)
+	pods, err := store.Pods()
+	ts.Check(err)
+	if len(pods) > 0 {
+		ts.Fatalf("left: %+v", pods)
 	}
 }
