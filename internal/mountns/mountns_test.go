@@ -43,7 +43,7 @@ func enter(dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "own", "file"), nil, 0o600); err != nil {
 		return err
 	}
-	fmt.Println("pid", os.Getpid(), "marker", os.Getenv("RUNV_HOST_MOUNTS"))
+	fmt.Fprintln(os.Stdout, "pid", os.Getpid(), "marker", os.Getenv("RUNV_HOST_MOUNTS"))
 	if _, err := fmt.Scanln(); err != nil && err.Error() != "unexpected newline" {
 		return err
 	}
@@ -51,7 +51,7 @@ func enter(dir string) error {
 		if err := mountns.Do(ns, func() error {
 			_, own := os.Stat(filepath.Join(dir, "own", "file"))
 			_, later := os.Stat(filepath.Join(dir, "later", "file"))
-			fmt.Println("own", own == nil, "later", later == nil)
+			fmt.Fprintln(os.Stdout, "own", own == nil, "later", later == nil)
 			return nil
 		}); err != nil {
 			return err

@@ -68,7 +68,8 @@ func Main(args []string) int {
 	signals := make(chan os.Signal, 2*maxSignal)
 	signal.Notify(signals)
 
-	client, tty, err := begin(starter, args[0])
+	ctx := context.Background() //nolint:forbidigo // a process's main function, and nothing but its end ends the work
+	client, tty, err := begin(ctx, starter, args[0])
 	if err != nil {
 		_, _ = starter.Write([]byte(printable(err.Error())))
 		return 1
@@ -79,7 +80,7 @@ func Main(args []string) int {
 		return StatusKilled
 	}
 	go forward(client, signals, tty)
-	status, err := client.Wait(context.Background())
+	status, err := client.Wait(ctx)
 	if err != nil {
 		return StatusKilled
 	}
@@ -104,7 +105,7 @@ func openSetup() (*net.UnixConn, error) {
 
 // begin hands the inherited stdio to the supervisor and lets go of it. tty is
 // the terminal, nil without one.
-func begin(starter *net.UnixConn, podDir string) (c *Client, tty *os.File, err error) {
+func begin(ctx context.Context, starter *net.UnixConn, podDir string) (c *Client, tty *os.File, err error) {
 	buf := make([]byte, maxMessage)
 	n, err := starter.Read(buf)
 	if err != nil {
@@ -128,7 +129,7 @@ func begin(starter *net.UnixConn, podDir string) (c *Client, tty *os.File, err e
 		}
 		tty = os.NewFile(uintptr(fd), "terminal")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
+	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
 	if c, err = Connect(ctx, podDir, s.token, stdio); err != nil {
 		return nil, nil, err

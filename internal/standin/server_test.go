@@ -294,11 +294,10 @@ func TestBadClients(t *testing.T) {
 
 func TestTooManyClients(t *testing.T) {
 	_, dir := listen(t)
-	var last *standin.Client
 	for range 64 {
-		last = connect(t, dir, newToken(), standin.Stdio{})
+		connect(t, dir, newToken(), standin.Stdio{})
 	}
-	last = connect(t, dir, newToken(), standin.Stdio{})
+	last := connect(t, dir, newToken(), standin.Stdio{})
 	_, err := last.Wait(t.Context())
 	assert.Error(t, err, "stand-in refused: too many stand-ins wait")
 }

@@ -221,7 +221,7 @@ func children(pid int) []int {
 		return nil
 	}
 	var pids []int
-	for _, field := range bytes.Fields(data) {
+	for field := range bytes.FieldsSeq(data) {
 		if child, err := strconv.Atoi(string(field)); err == nil {
 			pids = append(pids, child)
 		}

@@ -15,5 +15,5 @@
 // The mounts belong to the calling process's mount namespace. A supervisor has
 // one of its own (internal/mountns), so they vanish with it. This package knows
 // nothing of the specification of containers; it mounts what it is told to, and
-// never writes into it.
+// writes nothing into it but mount points that a read-only root lacks.
 package storage

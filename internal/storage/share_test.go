@@ -2,12 +2,15 @@ package storage_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -36,7 +39,32 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
+	if len(os.Args) > 2 && os.Args[1] == "serve" {
+		fmt.Fprintln(os.Stderr, serve(os.Args[2]))
+		os.Exit(1)
+	}
 	goleak.VerifyTestMain(m)
+}
+
+// serve is a process with a share: it tells the daemon's processes when a VMM has connected, and
+// then does nothing but be there to be killed.
+func serve(pod string) error {
+	ctx := context.Background()
+	s := storage.NewShare(storage.ShareConfig{Dir: pod + "/share", Log: slog.New(slog.DiscardHandler)})
+	if err := s.Start(ctx); err != nil {
+		return err
+	}
+	conn, err := net.Dial("unix", s.Socket())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for len(s.Processes()) < 2 && s.Err() == nil {
+		runtime.Gosched()
+	}
+	fmt.Fprintln(os.Stdout, s.Processes())
+	<-s.Done()
+	return s.Err()
 }
 
 func needsRoot(t *testing.T) {
@@ -113,7 +141,7 @@ func connect(t *testing.T, s *storage.Share) (served string) {
 	poll.WaitOn(t, func(poll.LogT) poll.Result {
 		if pids := s.Processes(); len(pids) == 2 {
 			served = fmt.Sprintf("/proc/%d/root", pids[1])
-			if _, err := os.Stat(served + "/proc"); os.IsNotExist(err) { // it has left the host's root
+			if _, err := os.Stat(served + "/proc"); errors.Is(err, os.ErrNotExist) { // it has left the host's root
 				return poll.Success()
 			}
 		}
@@ -282,13 +310,25 @@ func TestShareAddFails(t *testing.T) {
 		kind  func(error) bool
 		want  string
 	}{
-		"no root": {"c", storage.Root{Path: src + "/nothing"}, nil, errdefs.IsNotFound,
-			"share container c: bind " + src + "/nothing: no such file or directory"},
-		"root is a file": {"c", storage.Root{Path: src + "/root/file"}, nil, errdefs.IsInvalidArgument,
-			"bind " + src + "/root/file: not a directory"},
+		"no root": {
+			"c",
+			storage.Root{Path: src + "/nothing"},
+			nil, errdefs.IsNotFound,
+			"share container c: bind " + src + "/nothing: no such file or directory",
+		},
+		"root is a file": {
+			"c",
+			storage.Root{Path: src + "/root/file"},
+			nil, errdefs.IsInvalidArgument,
+			"bind " + src + "/root/file: not a directory",
+		},
 		"relative root": {"c", storage.Root{Path: "root"}, nil, errdefs.IsInvalidArgument, `"root": not an absolute path`},
-		"no source": {"c", root, map[int]storage.Bind{0: good, 1: {Source: src + "/gone"}, 2: good}, errdefs.IsNotFound,
-			"bind " + src + "/gone: no such file or directory"},
+		"no source": {
+			"c", root,
+			map[int]storage.Bind{0: good, 1: {Source: src + "/gone"}, 2: good},
+			errdefs.IsNotFound,
+			"bind " + src + "/gone: no such file or directory",
+		},
 		"relative source": {"c", root, map[int]storage.Bind{0: {Source: "../file"}}, errdefs.IsInvalidArgument, "not an absolute path"},
 		"empty id":        {"", root, nil, errdefs.IsInvalidArgument, "invalid name"},
 		"id with a slash": {"a/b", root, nil, errdefs.IsInvalidArgument, "invalid name"},
@@ -358,6 +398,32 @@ func TestDaemonKilled(t *testing.T) {
 	}
 }
 
+// TestSupervisorKilled: the daemon and the mounts do not outlive the process that made them.
+func TestSupervisorKilled(t *testing.T) {
+	needsRoot(t)
+	pod := t.TempDir()
+	cmd := exec.Command(os.Args[0], "serve", pod)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	assert.NilError(t, err)
+	assert.NilError(t, cmd.Start())
+	var first, second int
+	_, err = fmt.Fscanf(out, "[%d %d]\n", &first, &second)
+	killErr := cmd.Process.Kill()
+	waitErr := cmd.Wait()
+	assert.NilError(t, err)
+	assert.NilError(t, killErr)
+	assert.ErrorContains(t, waitErr, "killed")
+	poll.WaitOn(t, func(poll.LogT) poll.Result {
+		if alive(first) || alive(second) {
+			return poll.Continue("%d, %d", first, second)
+		}
+		return poll.Success()
+	}, poll.WithDelay(time.Millisecond))
+	assert.DeepEqual(t, list(t, pod), []string{"share", "virtiofsd.sock"}) // plain files, for delete to remove
+	assert.NilError(t, os.RemoveAll(pod))
+}
+
 func TestDaemonEndsWithVMM(t *testing.T) {
 	s, _ := newShare(t)
 	conn, err := net.Dial("unix", s.Socket())
@@ -373,8 +439,10 @@ func TestStartFails(t *testing.T) {
 		script string
 		want   string
 	}{
-		"dies": {"case $1 in --help) echo --shared-dir;; *) echo out of luck >&2; exit 3;; esac",
-			"virtiofsd ended: exit status 3; it said last: out of luck"},
+		"dies": {
+			"case $1 in --help) echo --shared-dir;; *) echo out of luck >&2; exit 3;; esac",
+			"virtiofsd ended: exit status 3; it said last: out of luck",
+		},
 		"ends":  {"echo --shared-dir", "virtiofsd ended at once"},
 		"other": {"echo hello", "probe virtiofsd"},
 	} {

@@ -78,8 +78,7 @@ func lookVirtiofsd(configured string) (string, error) {
 	if configured == "" {
 		return "", fmt.Errorf("find virtiofsd in %s and PATH: %w", strings.Join(names[:len(names)-1], ", "), errdefs.ErrNotFound)
 	}
-	var why *exec.Error
-	if errors.As(err, &why) {
+	if why, ok := errors.AsType[*exec.Error](err); ok {
 		err = why.Err
 	}
 	return "", fmt.Errorf("find virtiofsd %s: %v: %w", configured, err, errdefs.ErrNotFound)
