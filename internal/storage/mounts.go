@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 
 	"github.com/containerd/errdefs"
+	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"golang.org/x/sys/unix"
 
 	"runv/internal/mountns"
@@ -26,6 +28,7 @@ type treeOptions struct {
 	readOnly      bool
 	readOnlyBelow bool // what is mounted below, too
 	mustBeDir     bool
+	points        []MountPoint // to make where they are missing, first
 }
 
 // openTree copies the mount tree at path, as the namespace host sees it (nil: this process's).
@@ -79,6 +82,9 @@ func cloneTree(path string, opts treeOptions) (_ tree, err error) {
 	if opts.mustBeDir && !t.dir {
 		return tree{}, unix.ENOTDIR
 	}
+	if err := makeMountPoints(source, opts.points); err != nil {
+		return tree{}, err
+	}
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
 	if opts.recursive && t.dir {
 		flags |= unix.AT_RECURSIVE
@@ -113,6 +119,54 @@ func cloneTree(path string, opts treeOptions) (_ tree, err error) {
 		}
 	}
 	return t, nil
+}
+
+// makeMountPoints makes mount points in a root file system that is about to become
+// read-only. Its content is hostile: its links are resolved inside of it, and
+// what exists, whatever it is, is left alone.
+func makeMountPoints(root int, points []MountPoint) error {
+	if len(points) == 0 {
+		return nil
+	}
+	fd, err := unix.FcntlInt(uintptr(root), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	dir := os.NewFile(uintptr(fd), "rootfs")
+	defer dir.Close()
+	for _, p := range points {
+		if err := makeMountPoint(dir, p); err != nil {
+			return fmt.Errorf("make mount point %s in it: %w", p.Path, err)
+		}
+	}
+	return nil
+}
+
+func makeMountPoint(root *os.File, p MountPoint) error {
+	found, err := pathrs.OpenatInRoot(root, p.Path)
+	if err == nil {
+		return found.Close()
+	}
+	if !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	parent := p.Path
+	if p.File {
+		parent = path.Dir(p.Path)
+	}
+	made, err := pathrs.MkdirAllHandle(root, parent, 0o755)
+	if err != nil {
+		return err
+	}
+	defer made.Close()
+	if !p.File {
+		return nil
+	}
+	err = unix.Mknodat(int(made.Fd()), path.Base(p.Path), unix.S_IFREG|0o644, 0)
+	if errors.Is(err, unix.EEXIST) { // a link to nowhere: the guest says what it thinks of it
+		return nil
+	}
+	return err
 }
 
 // attach mounts the tree on the path below dir and uses it up.

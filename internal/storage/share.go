@@ -45,9 +45,18 @@ type ShareConfig struct {
 // Root is a container's root file system.
 type Root struct {
 	Path string // absolute, a directory
-	// ReadOnly denies the guest to write to it, its mount points included, so those must exist. What is
-	// mounted below it is not affected, as under runc.
+	// ReadOnly denies the guest to write to it. What is mounted below it is not
+	// affected, as under runc.
 	ReadOnly bool
+	// MountPoints are made in a read-only root where they are missing, as runc
+	// does; in one that can be written to the guest makes them.
+	MountPoints []MountPoint
+}
+
+// MountPoint is a place in a root file system to mount on.
+type MountPoint struct {
+	Path string // absolute, in the root file system
+	File bool   // for a file
 }
 
 // Bind is a directory or file of the host for a container.
@@ -229,7 +238,11 @@ func (s *Share) add(ctx context.Context, id string, root Root, binds map[int]Bin
 		}
 	}
 	m := Mapping{Root: path.Join(GuestDir, id, "rootfs"), Binds: make(map[int]string, len(binds))}
-	err = s.mount(ctx, c, path.Join(id, "rootfs"), root.Path, treeOptions{recursive: true, readOnly: root.ReadOnly, mustBeDir: true})
+	opts := treeOptions{recursive: true, readOnly: root.ReadOnly, mustBeDir: true}
+	if root.ReadOnly {
+		opts.points = root.MountPoints
+	}
+	err = s.mount(ctx, c, path.Join(id, "rootfs"), root.Path, opts)
 	if err != nil {
 		return Mapping{}, err
 	}
