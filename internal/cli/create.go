@@ -175,7 +175,11 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	if err != nil {
 		return nil, err
 	}
-	undo.push(func() error { sup.shutdown(); return nil })
+	undo.push(func() error {
+		sup.shutdown()
+		process.await(shutdownTimeout) // it removes its own traces
+		return nil
+	})
 	standIn, err := a.startStandIn(ctx, store.PodDir(podID), terminal, opts.consoleSocket)
 	if err != nil {
 		return nil, err
@@ -252,7 +256,8 @@ func (a *app) reserve(ctx context.Context, id string, b *bundle.Bundle, terminal
 	undo.push(func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
-		return store.Purge(ctx, id)
+		// The container's record may have gone before its pod's.
+		return errors.Join(store.Purge(ctx, id), store.RemovePod(podID))
 	})
 	if err := store.CreatePod(state.Pod{ID: podID, Created: now}); err != nil {
 		return nil, "", err

@@ -144,6 +144,14 @@ func awaitReady(ctx context.Context, ready *os.File) error {
 	return io.ErrUnexpectedEOF
 }
 
+// await waits for the supervisor to end by itself, for a time.
+func (p *supervisorProcess) await(limit time.Duration) {
+	select {
+	case <-p.done:
+	case <-time.After(limit):
+	}
+}
+
 // kill ends the supervisor, and with it all its children, and waits for it.
 func (p *supervisorProcess) kill() {
 	_ = p.process.Kill()

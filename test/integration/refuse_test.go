@@ -34,7 +34,7 @@ func TestBadInputIsRefusedByName(t *testing.T) {
 	}{
 		{"no config.json", "web", empty, "config.json"},
 		{"no bundle", "web", filepath.Join(empty, "none"), "none"},
-		{"invalid JSON", "web", raw("{\n  \"ociVersion\": 1.0,,\n}"), "config.json:2:"},
+		{"invalid JSON", "web", raw("{\n  \"ociVersion\": 1.0,,\n}"), "config.json: line 2"},
 		{"unknown version", "web", edited(func(s *specs.Spec) { s.Version = "9.0.0" }), "ociVersion"},
 		{"missing rootfs", "web", edited(func(s *specs.Spec) { s.Root.Path = "nowhere" }), "root.path"},
 		{"empty args", "web", edited(func(s *specs.Spec) { s.Process.Args = nil }), "process.args"},
@@ -156,8 +156,9 @@ func TestLimits(t *testing.T) {
 	e.OK("run", "--detach", "--bundle", bundle, "box")
 	sh := func(script string) harness.Result { return e.Run("exec", "box", "sh", "-c", script) }
 	assert.Equal(t, sh("nproc").Stdout, "2\n", "ceil(1.5) vcpus")
-	r := sh("for i in $(seq 40); do sleep 5 & done; wait")
+	r := sh("for i in $(seq 40); do sleep 5 & done")
 	assert.Assert(t, cmp.Contains(r.Stderr, "fork"))
+	harness.Eventually(t, "the others have ended", func() bool { return strings.Count(e.OK("ps", "box"), "sleep 5") == 0 })
 	assert.Equal(t, sh("cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max").Stdout, "67108864\n20\n150000 100000\n")
 	r = sh("dd if=/dev/zero of=/dev/shm/big bs=1M count=100")
 	assert.Equal(t, r.Code, 137, "killed for want of memory: %s", r.Stderr)
