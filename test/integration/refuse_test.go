@@ -147,7 +147,7 @@ func TestMounts(t *testing.T) {
 // TestLimits checks that the guest enforces what the bundle limits, and that the VM's size follows.
 func TestLimits(t *testing.T) {
 	e := harness.New(t)
-	bundle := e.Bundle([]string{"sleep", "1000"}, func(s *specs.Spec) {
+	bundle := e.Bundle([]string{"sh", "-c", "while :; do sleep 1; done"}, func(s *specs.Spec) {
 		memory, pids, period, quota := int64(64<<20), int64(20), uint64(100000), int64(150000)
 		s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &memory}
 		s.Linux.Resources.Pids = &specs.LinuxPids{Limit: &pids}
@@ -159,7 +159,8 @@ func TestLimits(t *testing.T) {
 	r := sh("for i in $(seq 40); do sleep 5 & done")
 	assert.Assert(t, cmp.Contains(r.Stderr, "fork"))
 	harness.Eventually(t, "the others have ended", func() bool { return strings.Count(e.OK("ps", "box"), "sleep 5") == 0 })
-	assert.Equal(t, sh("cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max").Stdout, "67108864\n20\n150000 100000\n")
+	limits := sh("cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max")
+	assert.Equal(t, limits.Stdout, "67108864\n20\n150000 100000\n", limits.Stderr)
 	r = sh("dd if=/dev/zero of=/dev/shm/big bs=1M count=100")
 	assert.Equal(t, r.Code, 137, "killed for want of memory: %s", r.Stderr)
 	assert.Equal(t, e.State("box").Status, specs.StateRunning)
