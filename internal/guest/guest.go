@@ -134,7 +134,7 @@ func converse(ctx context.Context, dev string, srv *server.Server) error {
 	if err != nil {
 		return fmt.Errorf("open agent channel: %w", err)
 	}
-	session, err := transport.Guest(port)
+	session, err := transport.Guest(&channel{File: port})
 	if errors.Is(err, io.EOF) {
 		return nil // no host
 	}

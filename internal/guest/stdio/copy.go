@@ -10,8 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bufferSize is how much one copier reads at once: what a pipe holds.
-const bufferSize = 64 << 10
+// bufferSize is how much one copier reads at once, and what a pipe holds. A switch between
+// the process and the agent is what costs most, so there shall be few.
+const bufferSize = 256 << 10
 
 // copier copies one output of a process to its stream.
 type copier struct {

@@ -84,6 +84,9 @@ func (s *IO) makeChild(fd int, pipe bool) error {
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return fmt.Errorf("make pipe: %w", err)
 	}
+	// A container may have used up what users may have in large pipes; then it gets a
+	// usual one.
+	_, _ = unix.FcntlInt(uintptr(p[0]), unix.F_SETPIPE_SZ, bufferSize)
 	ours, theirs := p[0], p[1]
 	if fd == 0 {
 		ours, theirs = p[1], p[0]
