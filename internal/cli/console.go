@@ -56,6 +56,10 @@ Examples:
 				return err
 			}
 			defer f.Close()
+			if info, err := f.Stat(); err == nil && info.Size() == 0 && !follow {
+				fmt.Fprintln(a.prog.Stderr, "runv: the guest has written nothing to its console; with --debug at its creation it says more")
+				return nil
+			}
 			out := &visibleWriter{w: a.prog.Stdout}
 			if follow {
 				err = copyWhile(ctx, out, f, func() bool { return vmAlive(store, c.PodID) })

@@ -25,8 +25,8 @@ func (a *app) stateCommand() *urfave.Command {
 		Description: `Prints the OCI state: status is creating, created, running, paused or stopped;
 pid is that of the container's stand-in on the host, 0 when it has stopped.
 The annotations dev.runv.* tell the pod, the hypervisor and what executes the
-guest's instructions (kvm or tcg), the guest's kernel, and how many
-milliseconds each phase of the start took.
+guest's instructions (kvm or tcg), the guest's kernel, how many milliseconds
+each phase of the start took, and with which status and when the program ended.
 
 Works from the state directory alone, also when the supervisor is dead.
 
@@ -82,6 +82,12 @@ func (a *app) describe(store *state.Store, c state.Container) containerState {
 		s.Annotations[key] = value
 	}
 	s.Annotations["dev.runv.pod"] = c.PodID
+	if c.ExitStatus != nil {
+		s.Annotations["dev.runv.exit-status"] = strconv.FormatUint(uint64(*c.ExitStatus), 10)
+	}
+	if c.ExitedAt != nil {
+		s.Annotations["dev.runv.exited"] = c.ExitedAt.UTC().Format(time.RFC3339Nano)
+	}
 	pod, err := store.LoadPod(c.PodID)
 	if err != nil {
 		a.log.Debug("pod of the container is not known", "container", c.ID, "pod", c.PodID, "error", err)
