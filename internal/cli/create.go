@@ -171,6 +171,11 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 		return nil, err
 	}
 	undo.push(func() error { process.kill(); return nil })
+	defer func() {
+		if err != nil && process.ended() { // which is the cause, whatever it broke
+			err = fmt.Errorf("supervisor has ended: %w", err)
+		}
+	}()
 	sup, err := dial(ctx, store.PodDir(podID))
 	if err != nil {
 		return nil, err

@@ -43,8 +43,23 @@ Examples:
 			&urfave.BoolFlag{Name: "force", Aliases: []string{"f"}, Destination: &force, Usage: "kill the container when it has not stopped"},
 		},
 		Action: forContainer(func(ctx context.Context, _ *urfave.Command, id string) error {
-			return a.remove(ctx, id, force)
+			err := a.remove(ctx, id, force)
+			if force {
+				a.sweep(ctx)
+			}
+			return err
 		}),
+	}
+}
+
+// sweep removes what commands that were killed have left in the state directory.
+func (a *app) sweep(ctx context.Context) {
+	store, err := a.openStore()
+	if err == nil {
+		err = store.SweepPods(ctx)
+	}
+	if err != nil {
+		a.warn("%v", err)
 	}
 }
 

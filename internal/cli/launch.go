@@ -18,6 +18,8 @@ import (
 )
 
 const (
+	// endedGrace is how long a dead supervisor may not be known to be dead.
+	endedGrace = 50 * time.Millisecond
 	// readyTimeout bounds the time from the start of a supervisor to its
 	// listening sockets. No VM is started in it.
 	readyTimeout = 10 * time.Second
@@ -142,6 +144,17 @@ func awaitReady(ctx context.Context, ready *os.File) error {
 		return err
 	}
 	return io.ErrUnexpectedEOF
+}
+
+// ended tells whether the supervisor has ended. It looks for a moment, since who
+// notices its end by a broken connection is quicker than who waits for it.
+func (p *supervisorProcess) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	case <-time.After(endedGrace):
+		return false
+	}
 }
 
 // await waits for the supervisor to end by itself, for a time.

@@ -63,6 +63,7 @@ func TestScripts(t *testing.T) {
 			root := filepath.Join(env.WorkDir, "root")
 			env.Setenv("ROOT", root)
 			env.Setenv("HOME", env.WorkDir)
+			env.Defer(func() { purge(t, root) })
 			return os.Mkdir(root, 0o700)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -145,5 +146,21 @@ func noPods(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(err)
 	if len(pods) > 0 {
 		ts.Fatalf("left: %+v", pods)
+	}
+}
+
+// purge removes what a script that has failed left running.
+func purge(t *testing.T, root string) {
+	store, err := state.Open(root)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	all, _ := store.Containers()
+	for _, c := range all {
+		// The fakes in this process need no killing, and Purge refuses to.
+		if err := store.Purge(t.Context(), c.ID); err != nil {
+			t.Log(err)
+		}
 	}
 }
