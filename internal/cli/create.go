@@ -172,8 +172,11 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	}
 	undo.push(func() error { process.kill(); return nil })
 	defer func() {
-		if err != nil && process.ended() { // which is the cause, whatever it broke
-			err = fmt.Errorf("supervisor has ended: %w", err)
+		if err == nil || errdefs.IsNotFound(err) || errdefs.IsPermissionDenied(err) {
+			return
+		}
+		if end := process.died(); end != nil { // which is the cause, whatever it broke
+			err = fmt.Errorf("supervisor died (%w): %w", end, err)
 		}
 	}()
 	sup, err := dial(ctx, store.PodDir(podID))

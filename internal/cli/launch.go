@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// endedGrace is how long a dead supervisor may not be known to be dead.
-	endedGrace = 50 * time.Millisecond
+	// diedGrace is how long a dead supervisor may not be known to be dead.
+	diedGrace = 50 * time.Millisecond
 	// readyTimeout bounds the time from the start of a supervisor to its
 	// listening sockets. No VM is started in it.
 	readyTimeout = 10 * time.Second
@@ -34,6 +34,7 @@ const (
 type supervisorProcess struct {
 	process *os.Process
 	done    chan struct{} // closed when it has been reaped
+	end     error         // how it ended, after done; nil: in good order
 }
 
 // launch starts the supervisor of a pod and returns when its sockets listen. It
@@ -70,7 +71,7 @@ func (a *app) launch(ctx context.Context, cfg *config.Effective, podID, podDir s
 	p := &supervisorProcess{process: cmd.Process, done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
-		_ = cmd.Wait()
+		p.end = cmd.Wait()
 	}()
 	if err := awaitReady(ctx, ready); err != nil {
 		p.kill()
@@ -146,14 +147,14 @@ func awaitReady(ctx context.Context, ready *os.File) error {
 	return io.ErrUnexpectedEOF
 }
 
-// ended tells whether the supervisor has ended. It looks for a moment, since who
-// notices its end by a broken connection is quicker than who waits for it.
-func (p *supervisorProcess) ended() bool {
+// died tells how the supervisor ended if not in good order. It looks for a moment,
+// since who notices its end by a broken connection is quicker than who waits for it.
+func (p *supervisorProcess) died() error {
 	select {
 	case <-p.done:
-		return true
-	case <-time.After(endedGrace):
-		return false
+		return p.end
+	case <-time.After(diedGrace):
+		return nil
 	}
 }
 

@@ -90,7 +90,7 @@ func (p *Pod) startVM(ctx context.Context, s size) (*factory.VM, error) {
 	}
 	began := time.Now()
 	if err := p.configure(ctx, vm); err != nil {
-		err = p.explain(err, vm)
+		err = fmt.Errorf("start VM %s: %w", cfg.ID, factory.WithConsole(err, vm.VM))
 		_ = vm.Kill()
 		_ = vm.Agent.Close()
 		<-vm.Done()

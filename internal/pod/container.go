@@ -69,17 +69,16 @@ func (p *Pod) Create(ctx context.Context, req CreateRequest) (int, error) {
 		err = fmt.Errorf("create %s: %w", req.ID, err)
 		// The caller may be gone; the undoing has its own deadlines.
 		_ = p.do(context.WithoutCancel(ctx), func() error { p.abandon(c, err); return nil })
-		if errors.Is(err, errStopping) || errors.Is(err, errEnded) {
-			if cause := p.whyEnded(); cause != nil {
-				err = fmt.Errorf("create %s: %w", req.ID, cause)
-			}
+		if cause := p.whyEnded(); cause != nil { // err is a consequence then
+			err = fmt.Errorf("create %s: %w", req.ID, cause)
 		}
 		return 0, err
 	}
 	return pid, nil
 }
 
-// whyEnded tells what the pod failed of, if it did.
+// whyEnded tells what the pod failed of, if it did: the death of its VM, a boot
+// that went wrong.
 func (p *Pod) whyEnded() (cause error) {
 	if p.do(context.Background(), func() error { cause = p.failure; return nil }) != nil {
 		<-p.ended

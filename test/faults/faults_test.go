@@ -172,7 +172,7 @@ func TestKilledParts(t *testing.T) {
 			assert.Equal(t, awaitEnd(t, ended), 137)
 			e.CheckNothingLeft()
 		})
-		t.Run(tc.name+", detached", func(t *testing.T) {
+		t.Run(tc.name+" detached", func(t *testing.T) {
 			e := harness.New(t)
 			bundle := e.Bundle([]string{"sleep", "100000"})
 			e.OK("run", "--detach", "--bundle", bundle, "web")

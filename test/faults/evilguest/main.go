@@ -26,7 +26,7 @@ func main() {
 	case "panicking":
 		os.Exit(1) // the kernel does not survive its init
 	case "silent":
-		select {}
+		forever()
 	case "off":
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	}
@@ -49,7 +49,7 @@ func main() {
 		}
 		_ = session
 		_, _ = port.Write(bytes.Repeat([]byte{0xff}, 1<<20))
-		select {}
+		forever()
 	case "huge-message":
 		session, err := transport.Guest(port)
 		if err != nil {
@@ -63,7 +63,7 @@ func main() {
 		junk := make([]byte, 1<<16)
 		for {
 			if _, err := session.Control().Write(junk); err != nil {
-				select {}
+				forever()
 			}
 		}
 	}
@@ -72,8 +72,11 @@ func main() {
 
 func die(err error) {
 	fmt.Fprintln(os.Stderr, "evilguest:", err)
-	time.Sleep(time.Hour)
+	forever()
 }
+
+// forever outlasts every deadline of the host.
+func forever() { time.Sleep(time.Hour) }
 
 // openPort does the least of a boot that makes the agent channel appear.
 func openPort() (*os.File, error) {
