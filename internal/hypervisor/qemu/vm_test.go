@@ -114,6 +114,10 @@ func pad(b *bytes.Buffer) {
 var testDir string
 
 func TestMain(m *testing.M) {
+	if runDir := os.Getenv(parentEnv); runDir != "" {
+		beParent(runDir)
+		return
+	}
 	dir, err := os.MkdirTemp("", "runv-qemu-test-")
 	if err != nil {
 		panic(err)

@@ -43,7 +43,7 @@ type Client struct {
 
 	mu      sync.Mutex // guards what follows; never held while reading or writing
 	lastID  uint64
-	pending map[string]chan<- reply // nil once the connection has ended
+	pending map[string]chan<- reply // calls that wait, by id
 	err     error                   // why it ended
 }
 

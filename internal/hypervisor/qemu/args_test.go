@@ -1,0 +1,117 @@
+package qemu_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"gotest.tools/v3/assert"
+	is "gotest.tools/v3/assert/cmp"
+
+	"runv/internal/hypervisor"
+	"runv/internal/hypervisor/qemu"
+)
+
+func machine() qemu.Machine {
+	return qemu.Machine{
+		Name: "web-1", Accel: hypervisor.TCG, VCPUs: 1, MemoryBytes: 512 << 20, Firmware: "/fw/qboot.rom",
+		KernelFD: 3, InitrdFD: 4, KernelArgs: []string{"runv.log=debug"}, TSCKHz: 2596136,
+		QMPFD: 5, AgentFD: 6, ConsoleFD: 7,
+		Shares: []qemu.ShareFD{{ID: "runv", Tag: "runv", FD: 8}},
+	}
+}
+
+func TestArgs(t *testing.T) {
+	assert.DeepEqual(t, qemu.Args(machine()), []string{
+		"-name", "runv-web-1",
+		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
+		"-no-reboot",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-machine", "q35,vmport=off,smm=off,usb=off,sata=off,hpet=off,dump-guest-core=off,memory-backend=mem",
+		"-bios", "/fw/qboot.rom",
+		"-accel", "tcg",
+		"-cpu", "max,-erms,-la57,-mpx,-pku",
+		"-smp", "1",
+		"-m", "512M",
+		"-object", "memory-backend-memfd,id=mem,share=on,size=512M",
+		"-kernel", "/proc/self/fd/3",
+		"-initrd", "/proc/self/fd/4",
+		"-append", "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check rcupdate.rcu_expedited=1 cryptomgr.notests " +
+			"random.trust_cpu=on mitigations=off nokaslr noreplace-smp nolapic_timer tsc_early_khz=2596136 runv.log=debug",
+		"-chardev", "socket,id=qmp,fd=5", "-mon", "chardev=qmp,mode=control",
+		"-chardev", "socket,id=console,fd=7", "-serial", "chardev:console",
+		"-chardev", "socket,id=agent,fd=6",
+		"-device", "virtio-serial-pci,max_ports=2",
+		"-device", "virtserialport,chardev=agent,name=runv.agent",
+		"-device", "pcie-root-port,id=port0,chassis=1",
+		"-device", "pcie-root-port,id=port1,chassis=2",
+		"-device", "pcie-root-port,id=port2,chassis=3",
+		"-device", "pcie-root-port,id=port3,chassis=4",
+		"-chardev", "socket,id=chr-runv,fd=8",
+		"-device", "vhost-user-fs-pci,id=dev-runv,chardev=chr-runv,tag=runv,bus=port0",
+	})
+}
+
+func TestArgsVary(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		change     func(*qemu.Machine)
+		has, hasNo []string
+	}{
+		{
+			name:   "KVM leaves the guest its defences and the host's processor",
+			change: func(m *qemu.Machine) { m.Accel = hypervisor.KVM },
+			has:    []string{"-accel kvm", "-cpu host", "console=ttyS0"},
+			hasNo:  []string{"mitigations=off", "nokaslr", "noreplace-smp", "nolapic_timer", "tsc_early_khz", "-erms"},
+		},
+		{
+			name:   "several processors need the APIC's timer",
+			change: func(m *qemu.Machine) { m.VCPUs = 2 },
+			has:    []string{"-smp 2", "mitigations=off"},
+			hasNo:  []string{"nolapic_timer"},
+		},
+		{
+			name:   "an unknown frequency is left out",
+			change: func(m *qemu.Machine) { m.TSCKHz = 0 },
+			hasNo:  []string{"tsc_early_khz"},
+		},
+		{
+			name:   "memory",
+			change: func(m *qemu.Machine) { m.MemoryBytes = 3 << 30 },
+			has:    []string{"-m 3072M", "size=3072M"},
+		},
+		{
+			name:   "no share",
+			change: func(m *qemu.Machine) { m.Shares = nil },
+			has:    []string{"share=on"},
+			hasNo:  []string{"vhost-user"},
+		},
+		{
+			name: "shares each have a port, and their tags no syntax",
+			change: func(m *qemu.Machine) {
+				m.Shares = append(m.Shares, qemu.ShareFD{ID: "b", Tag: "a,bus=port3", FD: 9})
+			},
+			has: []string{"id=dev-b,chardev=chr-b,tag=a,,bus=port3,bus=port1", "socket,id=chr-b,fd=9"},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := machine()
+			c.change(&m)
+			line := strings.Join(qemu.Args(m), " ")
+			for _, text := range c.has {
+				assert.Check(t, is.Contains(line, text))
+			}
+			for _, text := range c.hasNo {
+				assert.Check(t, !strings.Contains(line, text), "%s in %s", text, line)
+			}
+		})
+	}
+}
+
+func TestArgsLeavesItsInput(t *testing.T) {
+	m := machine()
+	m.KernelArgs = slices.Grow(m.KernelArgs, 100)
+	before := machine()
+	qemu.Args(m)
+	assert.DeepEqual(t, m, before)
+}
