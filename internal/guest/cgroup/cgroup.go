@@ -81,7 +81,7 @@ func (h *Hierarchy) Create(name string, r *Resources, onOOM func(kills uint64)) 
 			err = errors.Join(err, g.close(), os.Remove(g.dir))
 		}
 	}()
-	if g.fd, err = os.OpenFile(g.dir, unix.O_DIRECTORY|unix.O_PATH, 0); err != nil {
+	if g.fd, err = os.OpenFile(g.dir, unix.O_DIRECTORY, 0); err != nil {
 		return nil, err
 	}
 	if err := r.apply(g); err != nil {

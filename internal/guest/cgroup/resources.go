@@ -14,7 +14,8 @@ import (
 
 // Resources are the limits of a group, as the files of cgroup v2 have them.
 type Resources struct {
-	files []setting
+	files   []setting
+	devices []deviceRule
 }
 
 type setting struct{ file, value string }
@@ -22,12 +23,16 @@ type setting struct{ file, value string }
 func (r *Resources) set(file, value string) { r.files = append(r.files, setting{file, value}) }
 
 // Translate makes cgroup v2 settings of an OCI specification's resources. nil
-// means no limits.
+// means no limits but those on devices.
 func Translate(spec *specs.LinuxResources) (*Resources, error) {
-	r := &Resources{}
 	if spec == nil {
-		return r, nil
+		spec = &specs.LinuxResources{}
 	}
+	devices, err := deviceRules(spec.Devices)
+	if err != nil {
+		return nil, err
+	}
+	r := &Resources{devices: devices}
 	if err := r.memory(spec.Memory); err != nil {
 		return nil, err
 	}
@@ -139,5 +144,5 @@ func (r *Resources) apply(g *Group) error {
 			return fmt.Errorf("limit resources: %w", err)
 		}
 	}
-	return nil
+	return g.limitDevices(r.devices)
 }

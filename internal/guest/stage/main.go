@@ -20,8 +20,8 @@ func Main() {
 	// Processes of the container must not be able to look into this one, which
 	// still holds descriptors of the world outside.
 	err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-	for fd := controlFD; fd <= targetFD; fd++ {
-		unix.CloseOnExec(fd)
+	if err == nil {
+		err = unix.CloseRange(controlFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	}
 	if err == nil {
 		err = run()
