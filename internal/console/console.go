@@ -10,11 +10,12 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"unicode"
 	"unicode/utf8"
 )
 
 const (
-	ringBytes = 64 << 10 // kept in memory
+	ringBytes = 64 << 10 // kept in memory, at least; at most twice as much
 	fileBytes = 4 << 20  // kept in the file
 	lineBytes = 512      // longest line that Tail returns
 )
@@ -22,7 +23,7 @@ const (
 // Log is the console of one VM. It is safe for concurrent use.
 type Log struct {
 	mu      sync.Mutex
-	ring    []byte // the newest bytes, at most ringBytes
+	ring    []byte // the newest bytes
 	file    *os.File
 	written int64 // to the file
 }
@@ -48,8 +49,8 @@ func (l *Log) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.ring = append(l.ring, p...)
-	if over := len(l.ring) - ringBytes; over > 0 {
-		l.ring = append(l.ring[:0], l.ring[over:]...)
+	if len(l.ring) > 2*ringBytes { // not each time: a guest may write byte by byte
+		l.ring = append(l.ring[:0], l.ring[len(l.ring)-ringBytes:]...)
 	}
 	if l.file != nil && l.written < fileBytes {
 		part := p[:min(int64(len(p)), fileBytes-l.written)]
@@ -58,7 +59,7 @@ func (l *Log) Write(p []byte) (int, error) {
 		if err != nil {
 			l.written = fileBytes
 		} else if l.written == fileBytes {
-			_, _ = l.file.WriteString("\n[runv: console file is full, the rest is not kept]\n")
+			_, _ = l.file.WriteString("\n[runv: this file is full, the rest is not kept]\n")
 		}
 	}
 	return len(p), nil
@@ -101,7 +102,7 @@ func clean(line string) string {
 		switch {
 		case r == '\t':
 			return ' '
-		case r < ' ' || r == 0x7f || r == utf8.RuneError || (r >= 0x80 && r < 0xa0):
+		case r == utf8.RuneError || !unicode.IsPrint(r): // controls, and what reorders or hides text
 			return -1
 		}
 		return r

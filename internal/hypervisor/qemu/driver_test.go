@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -367,4 +368,36 @@ func expectNoLeak(t *testing.T) {
 		assert.NilError(t, err)
 		assert.Assert(t, len(after) <= len(before)+2, "%d descriptors, were %d", len(after), len(before)) // the runtime's poller comes late
 	})
+}
+
+// A daemon that hangs up makes Attach fail, and leaves id and port free.
+func TestAttachBrokenDaemon(t *testing.T) {
+	needVM(t)
+	expectNoLeak(t)
+	vm, err := driver().Start(t.Context(), config(t))
+	assert.NilError(t, err)
+	defer stop(t, vm)
+	socket := filepath.Join(t.TempDir(), "sock")
+	l, err := net.Listen("unix", socket)
+	assert.NilError(t, err)
+	defer l.Close()
+	hungUp := make(chan struct{})
+	go func() {
+		defer close(hungUp)
+		for range 5 {
+			conn, err := l.Accept()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			conn.Close()
+		}
+	}()
+	for range 5 { // more than there are ports
+		err := vm.Attach(t.Context(), hypervisor.Share{ID: "a", Tag: "a", Socket: socket})
+		assert.ErrorContains(t, err, "attach share a: qmp device_add:")
+	}
+	<-hungUp
+	assert.NilError(t, vm.Attach(t.Context(), hypervisor.Share{ID: "a", Tag: "a", Socket: serveShare(t, t.TempDir())}))
+	assert.NilError(t, vm.Resume(t.Context()))
 }
