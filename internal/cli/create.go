@@ -172,7 +172,7 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	}
 	undo.push(func() error { process.kill(); return nil })
 	defer func() {
-		if err == nil || errdefs.IsNotFound(err) || errdefs.IsPermissionDenied(err) {
+		if err == nil || namesContainer(err, id) { // then it is the supervisor's own word
 			return
 		}
 		if end := process.died(); end != nil { // which is the cause, whatever it broke

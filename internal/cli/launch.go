@@ -147,12 +147,16 @@ func awaitReady(ctx context.Context, ready *os.File) error {
 	return io.ErrUnexpectedEOF
 }
 
-// died tells how the supervisor ended if not in good order. It looks for a moment,
+// died tells which signal ended the supervisor, if one did. It looks for a moment,
 // since who notices its end by a broken connection is quicker than who waits for it.
 func (p *supervisorProcess) died() error {
 	select {
 	case <-p.done:
-		return p.end
+		var exit *exec.ExitError
+		if errors.As(p.end, &exit) && !exit.Exited() {
+			return p.end
+		}
+		return nil
 	case <-time.After(diedGrace):
 		return nil
 	}
