@@ -89,4 +89,4 @@ $(PROTOC_GEN_GO): TOOL = google.golang.org/protobuf/cmd/protoc-gen-go
 $(PROTOC_GEN_GRPC): TOOL = google.golang.org/grpc/cmd/protoc-gen-go-grpc
 $(PROTOC_GEN_TTRPC): TOOL = github.com/containerd/ttrpc/cmd/protoc-gen-go-ttrpc
 $(GOLANGCI_LINT) $(GENERATORS):
-	@GOBIN='$(@D)' go install -trimpath $(TOOL)@$(lastword $(subst @, ,$(@D)))
+	@GOBIN='$(@D)' go install $(TOOL)@$(lastword $(subst @, ,$(@D)))
