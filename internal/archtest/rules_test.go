@@ -44,7 +44,7 @@ func importRules() []importRule {
 		},
 		{
 			from: []string{"internal/hypervisor/..."}, except: []string{"internal/hypervisor"},
-			only: []string{"internal/hypervisor", "internal/console", "internal/transport"},
+			only: []string{"internal/hypervisor", "internal/console", "internal/transport", "internal/unixsock"},
 			why:  "a driver knows its contract, never another driver",
 		},
 		{

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"sync"
 	"time"
@@ -14,6 +14,7 @@ import (
 
 	"runv/internal/hypervisor"
 	"runv/internal/hypervisor/qemu/qmp"
+	"runv/internal/unixsock"
 )
 
 const (
@@ -52,13 +53,12 @@ func validateShare(s hypervisor.Share) error {
 
 // dialShare connects to a share's daemon. The caller closes the result.
 func dialShare(ctx context.Context, s hypervisor.Share) (*os.File, error) {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", s.Socket)
+	conn, err := unixsock.Dial(ctx, filepath.Dir(s.Socket), filepath.Base(s.Socket), "unix")
 	if err != nil {
 		return nil, fmt.Errorf("connect share %s: %w", s.ID, err)
 	}
 	defer conn.Close()
-	f, err := conn.(*net.UnixConn).File() // a duplicate
+	f, err := conn.File() // a duplicate
 	if err != nil {
 		return nil, fmt.Errorf("connect share %s: %w", s.ID, err)
 	}
