@@ -94,10 +94,14 @@ type VM interface {
 	Resume(ctx context.Context) error
 	// Attach plugs a device into the running VM and returns when the guest was
 	// told of it. errdefs.ErrNotImplemented for a kind that is not in
-	// Capabilities.HotPlug, errdefs.ErrAlreadyExists for an id in use.
+	// Capabilities.HotPlug, errdefs.ErrAlreadyExists for an id in use,
+	// errdefs.ErrResourceExhausted when nothing more can be plugged. A failed Attach
+	// leaves nothing plugged.
 	Attach(ctx context.Context, dev Device) error
 	// Detach unplugs what Attach or Config.Shares plugged, and returns when the
-	// guest has let go of it. errdefs.ErrNotFound for an unknown id.
+	// guest has let go of it. The guest must not use it any more; one that does
+	// not let go is waited for until ctx ends, and Detach can be called again.
+	// errdefs.ErrNotFound for an unknown id.
 	Detach(ctx context.Context, id string) error
 	// Stop ends the VM as if its power were cut and returns when the VMM is
 	// gone; when ctx ends first it kills the VMM and then returns ctx's error.

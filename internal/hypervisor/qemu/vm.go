@@ -24,7 +24,8 @@ const (
 	commandTimeout = 10 * time.Second // for a QMP command
 	stopGrace      = 3 * time.Second  // for QEMU to obey quit
 	drainTimeout   = time.Second      // to read what QEMU left in its sockets when it ended
-	lostGrace      = 2 * time.Second  // from the end of the QMP connection to that of QEMU
+	lostGrace      = 2 * time.Second  // from the unexpected end of the QMP connection to that of QEMU
+	endGrace       = 30 * time.Second // the same when QEMU had said that it ends: it frees the guest's memory
 	tailLines      = 8                // of the console and of stderr in errors
 	panicLines     = 200              // of the console in which a panic is looked for
 )
@@ -119,7 +120,11 @@ func (v *vm) supervise() {
 	select {
 	case <-v.proc.exited:
 	case <-v.qmp.Done():
-		if !v.exits(lostGrace) {
+		grace := lostGrace
+		if v.ending() {
+			grace = endGrace
+		}
+		if !v.exits(grace) {
 			v.mu.Lock()
 			v.lost = true
 			v.mu.Unlock()
@@ -166,22 +171,25 @@ func (v *vm) verdict() error {
 	status := v.proc.status()
 	_, panicked := v.lastWords()
 	switch {
-	case asked:
-		return nil
-	case lost:
-		return v.exitError("QMP connection lost, then " + status)
-	case v.proc.err != nil:
-		return v.exitError(status)
-	case shutdown == "guest-shutdown":
+	case asked, shutdown == "guest-shutdown":
 		return nil
 	case shutdown == "guest-panic", shutdown == "guest-reset" && panicked:
 		return v.exitError("guest kernel panicked")
 	case shutdown == "guest-reset":
 		return v.exitError("guest reset itself")
+	case lost:
+		return v.exitError("QMP connection lost, then " + status)
 	case shutdown != "":
 		return v.exitError(fmt.Sprintf("%s (%.40q)", status, shutdown))
 	}
 	return v.exitError(status)
+}
+
+// ending tells whether an end of QEMU is expected.
+func (v *vm) ending() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.asked || v.shutdown != ""
 }
 
 // lastWords is the end of the console, or its part from a kernel's panic on. The
