@@ -452,7 +452,7 @@ func held(t *testing.T) []string {
 	assert.NilError(t, err)
 	for _, file := range children {
 		pids, _ := os.ReadFile(file) // a thread may end meanwhile
-		for _, pid := range strings.Fields(string(pids)) {
+		for pid := range strings.FieldsSeq(string(pids)) {
 			all = append(all, "child "+pid)
 		}
 	}

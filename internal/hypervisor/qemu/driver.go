@@ -256,8 +256,7 @@ func (l *launch) run(ctx context.Context, log *slog.Logger) (*vm, error) {
 
 // startError says what kept the program from running.
 func startError(binary string, err error) error {
-	var path *os.PathError
-	if errors.As(err, &path) {
+	if _, ok := errors.AsType[*os.PathError](err); ok {
 		return &FileError{"QEMU", binary, "may the user of the VMM execute it?", err}
 	}
 	return err

@@ -37,9 +37,8 @@ type FileError struct {
 
 // Error implements error.
 func (e *FileError) Error() string {
-	var cause *fs.PathError
 	err := e.Err
-	if errors.As(err, &cause) {
+	if cause, ok := errors.AsType[*fs.PathError](err); ok {
 		err = cause.Err
 	}
 	return fmt.Sprintf("open %s %s: %v (%s)", e.What, e.Path, err, e.Remedy)
@@ -74,8 +73,10 @@ func Find(ctx context.Context, binary string) (path, version string, err error) 
 	line, _, _ := bytes.Cut(out, []byte("\n"))
 	_, version, ok := strings.Cut(string(line), " version ")
 	if !ok {
-		return path, "", &FileError{"QEMU", path, "set the qemu key to a QEMU system emulator",
-			fmt.Errorf("not QEMU: it says %.80q", line)}
+		return path, "", &FileError{
+			"QEMU", path, "set the qemu key to a QEMU system emulator",
+			fmt.Errorf("not QEMU: it says %.80q", line),
+		}
 	}
 	return path, strings.TrimSpace(version), nil
 }
@@ -86,8 +87,7 @@ func findBinary(binary string) (string, error) {
 	}
 	path, err := exec.LookPath(binary)
 	if err != nil {
-		var cause *exec.Error
-		if errors.As(err, &cause) {
+		if cause, ok := errors.AsType[*exec.Error](err); ok {
 			err = cause.Err
 		}
 		return "", &FileError{"QEMU", binary, "install qemu-system-x86 or set the qemu key", err}

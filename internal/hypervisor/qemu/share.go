@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sync"
 	"time"
 
@@ -97,8 +98,8 @@ func (v *vm) attachShare(ctx context.Context, s hypervisor.Share) (err error) {
 		// What QEMU may have done is taken back even when ctx has ended.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
-		for i := len(undo) - 1; i >= 0; i-- {
-			if uerr := undo[i](ctx); uerr != nil && !errors.Is(uerr, errdefs.ErrFailedPrecondition) {
+		for _, u := range slices.Backward(undo) {
+			if uerr := u(ctx); uerr != nil && !errors.Is(uerr, errdefs.ErrFailedPrecondition) {
 				err = errors.Join(err, uerr)
 			}
 		}
@@ -176,7 +177,7 @@ func (v *vm) detach(ctx context.Context, id string) error {
 	defer cancel()
 	var refused *qmp.Error
 	err = v.execute(ctx, "device_del", map[string]string{"id": deviceName(id)})
-	if err != nil && !(again && errors.As(err, &refused)) { // refused as it is under way already
+	if err != nil && (!again || !errors.As(err, &refused)) { // refused as it is under way already
 		return err
 	}
 	select {

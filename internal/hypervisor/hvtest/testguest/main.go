@@ -51,7 +51,7 @@ func loadModules(list, word string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range strings.Fields(string(names)) {
+	for name := range strings.FieldsSeq(string(names)) {
 		if !strings.Contains(name, word) {
 			continue
 		}
