@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,13 @@ import (
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "enter" {
 		if err := enter(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if len(os.Args) > 1 && os.Args[1] == "chroot" {
+		if err := inChroot(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -47,7 +55,7 @@ func enter(dir string) error {
 	if _, err := fmt.Scanln(); err != nil && err.Error() != "unexpected newline" {
 		return err
 	}
-	for _, ns := range []*os.File{nil, host} {
+	for _, ns := range []*mountns.Host{nil, host} {
 		if err := mountns.Do(ns, func() error {
 			_, own := os.Stat(filepath.Join(dir, "own", "file"))
 			_, later := os.Stat(filepath.Join(dir, "later", "file"))
@@ -110,8 +118,54 @@ func TestEnter(t *testing.T) {
 	assert.NilError(t, cmd.Wait())
 }
 
+// inChroot tells where the program believes to be, and whether it finds a file at /file, in
+// its own namespace and in the host's.
+func inChroot() error {
+	host, err := mountns.Enter()
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(os.Stdout, self)
+	for _, ns := range []*mountns.Host{nil, host} {
+		if err := mountns.Do(ns, func() error {
+			_, err := os.Stat("/file")
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return host.Close()
+}
+
+// TestChroot: in a chroot paths mean the same in both namespaces, and the program knows its own.
+func TestChroot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	assert.NilError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"))
+	defer func() { assert.NilError(t, unix.Unmount(dir, unix.MNT_DETACH)) }()
+	assert.NilError(t, os.Mkdir(filepath.Join(dir, "proc"), 0o755))
+	assert.NilError(t, unix.Mount("proc", filepath.Join(dir, "proc"), "proc", 0, ""))
+	self, err := os.ReadFile("/proc/self/exe")
+	assert.NilError(t, err)
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, "program"), self, 0o755))
+	assert.NilError(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o644))
+
+	cmd := exec.CommandContext(t.Context(), "/program", "chroot")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: dir}
+	cmd.Dir = "/"
+	out, err := cmd.CombinedOutput()
+	assert.NilError(t, err, string(out))
+	assert.Equal(t, string(out), "/program\n")
+}
+
 func TestBadMarker(t *testing.T) {
-	for _, value := range []string{"", "x", "-1", "0", "99999"} {
+	for _, value := range []string{"", "x", "-1,-1", "0,0", "99999,99998", "0"} {
 		t.Setenv("RUNV_HOST_MOUNTS", value)
 		_, err := mountns.Enter()
 		assert.ErrorContains(t, err, "RUNV_HOST_MOUNTS")

@@ -31,11 +31,11 @@ type treeOptions struct {
 	points        []MountPoint // to make where they are missing, first
 }
 
-// openTree copies the mount tree at path, as the namespace host sees it (nil: this process's).
+// openTree copies the mount tree at path, as the host sees it (nil: this process's).
 // The copies are cut off: mounts of the source that come or go later follow it here, nothing
 // goes back. The error names the path. When ctx ends first, looking up path goes on
 // behind the scenes, for a dead network file system cannot be interrupted.
-func openTree(ctx context.Context, host *os.File, path string, opts treeOptions) (tree, error) {
+func openTree(ctx context.Context, host *mountns.Host, path string, opts treeOptions) (tree, error) {
 	type result struct {
 		tree tree
 		err  error

@@ -16,6 +16,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"runv/internal/mountns"
 )
 
 const (
@@ -36,9 +38,9 @@ type ShareConfig struct {
 	Virtiofsd string
 	// LogFile gets what the daemon says, at most 4 MiB; empty: nothing does.
 	LogFile string
-	// HostMounts is the mount namespace in which the paths given to Add are
+	// HostMounts is where the paths given to Add are
 	// looked up; nil: this process's own. It stays the caller's, open until Close.
-	HostMounts *os.File
+	HostMounts *mountns.Host
 	Log        *slog.Logger
 }
 

@@ -27,7 +27,7 @@ import (
 )
 
 // hostMounts is the mount namespace that the tests came from, nil without root.
-var hostMounts *os.File
+var hostMounts *mountns.Host
 
 // TestMain moves the tests to a mount namespace of their own, so that a test that crashes leaves no
 // mounts behind.

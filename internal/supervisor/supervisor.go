@@ -126,7 +126,7 @@ func tellUnready(ready *os.File, err error) int {
 
 // Run owns the pod until it has ended. It tells on ready when it serves, or why it cannot,
 // and closes it.
-func Run(ctx context.Context, opts Options, hostMounts, ready *os.File, log *slog.Logger) (err error) {
+func Run(ctx context.Context, opts Options, hostMounts *mountns.Host, ready *os.File, log *slog.Logger) (err error) {
 	store, err := state.Open(opts.Root)
 	if err != nil {
 		tellUnready(ready, err)
@@ -163,7 +163,7 @@ type served struct {
 }
 
 // wire makes the pod with all its parts. Nothing runs yet but the two sockets.
-func wire(opts Options, store *state.Store, hostMounts *os.File, log *slog.Logger) (_ *pod.Pod, s served, err error) {
+func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.Logger) (_ *pod.Pod, s served, err error) {
 	record, err := store.LoadPod(opts.Pod)
 	if err != nil {
 		return nil, s, err
