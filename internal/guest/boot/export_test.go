@@ -1,0 +1,7 @@
+package boot
+
+// ScanPorts looks for a port once.
+var ScanPorts = scanPorts
+
+// CountList counts the members of a list.
+var CountList = countList
