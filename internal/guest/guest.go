@@ -13,8 +13,11 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"runtime/debug"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"runv/internal/guest/boot"
 	"runv/internal/guest/cgroup"
@@ -31,6 +34,7 @@ func Run(version string) {
 	level := new(slog.LevelVar)
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	defer boot.PowerOff(log)
+	survive(log)
 	defer func() {
 		if r := recover(); r != nil {
 			log.Error("panic", "reason", r, "stack", string(debug.Stack()))
@@ -43,6 +47,15 @@ func Run(version string) {
 	}
 	if err := m.serve(context.Background()); err != nil {
 		log.Error("agent", "error", err)
+	}
+}
+
+// survive makes the agent harder to end for processes that share its pid namespace. The
+// signals are caught and not ignored, as children inherit what is ignored.
+func survive(log *slog.Logger) {
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPIPE)
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		log.Error("protect the agent", "error", err)
 	}
 }
 
@@ -142,6 +155,6 @@ func converse(ctx context.Context, dev string, srv *server.Server) error {
 		return err
 	}
 	srv.Log.Debug("host connected")
-	err = srv.Serve(ctx, session.Control(), session)
+	err = srv.Serve(ctx, session.Control(), session.Claim)
 	return errors.Join(err, session.Close())
 }

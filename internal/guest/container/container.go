@@ -134,8 +134,9 @@ func validID(id string) bool {
 }
 
 // Create creates a container from a specification in JSON and returns the pid of its
-// init, which waits for Start.
-func (s *Set) Create(ctx context.Context, id string, specJSON []byte, streams stdio.Streams, numbers stdio.Numbers) (pid int, err error) {
+// init, which waits for Start. streams are the caller's to close when Create fails, and else
+// the container's.
+func (s *Set) Create(ctx context.Context, id string, specJSON []byte, streams stdio.Streams) (pid int, err error) {
 	if !validID(id) {
 		return 0, invalid("container id %q is not valid", id)
 	}
@@ -162,7 +163,7 @@ func (s *Set) Create(ctx context.Context, id string, specJSON []byte, streams st
 	if err := s.reserve(c); err != nil {
 		return 0, err
 	}
-	if err := c.create(ctx, cfg, resources, streams, numbers); err != nil {
+	if err := c.create(ctx, cfg, resources, streams); err != nil {
 		s.forget(c)
 		return 0, err
 	}
@@ -181,7 +182,7 @@ func translateInit(spec *specs.Spec, flags int) (*stage.Config, error) {
 	return &stage.Config{Process: *p, Container: c}, nil
 }
 
-func (c *Container) create(ctx context.Context, cfg *stage.Config, r *cgroup.Resources, streams stdio.Streams, numbers stdio.Numbers) (err error) {
+func (c *Container) create(ctx context.Context, cfg *stage.Config, r *cgroup.Resources, streams stdio.Streams) (err error) {
 	c.group, err = c.set.Cgroups.Create(c.id, r, func(kills uint64) {
 		c.set.Events.Append(&agentv1.Event{ContainerId: c.id, Kind: &agentv1.Event_Oom{Oom: &agentv1.OOM{Kills: kills}}})
 	})
@@ -193,7 +194,7 @@ func (c *Container) create(ctx context.Context, cfg *stage.Config, r *cgroup.Res
 			err = errors.Join(err, c.removeGroup())
 		}
 	}()
-	p, err := c.launch(ctx, "", cfg, streams, numbers)
+	p, err := c.launch(ctx, "", cfg, streams)
 	if err != nil {
 		if c.group.OOMKills() > 0 {
 			err = fault.New(errdefs.ErrResourceExhausted, "container init was killed for want of memory; the memory limit is too low: %w", err)
@@ -243,8 +244,8 @@ func (c *Container) Start(ctx context.Context) error {
 }
 
 // Exec starts a process in the container and returns its pid when it has become
-// the program.
-func (c *Container) Exec(ctx context.Context, execID string, processJSON []byte, streams stdio.Streams, numbers stdio.Numbers) (int, error) {
+// the program. streams are as in Create.
+func (c *Container) Exec(ctx context.Context, execID string, processJSON []byte, streams stdio.Streams) (int, error) {
 	if !validID(execID) {
 		return 0, invalid("exec id %q is not valid", execID)
 	}
@@ -259,7 +260,7 @@ func (c *Container) Exec(ctx context.Context, execID string, processJSON []byte,
 	if err := c.reserveExec(execID); err != nil {
 		return 0, err
 	}
-	p, err := c.launch(ctx, execID, &stage.Config{Process: *sp, Join: c.namespaces &^ unix.CLONE_NEWPID}, streams, numbers)
+	p, err := c.launch(ctx, execID, &stage.Config{Process: *sp, Join: c.namespaces &^ unix.CLONE_NEWPID}, streams)
 	c.mu.Lock()
 	if err != nil {
 		delete(c.execs, execID)

@@ -45,10 +45,6 @@ type world struct {
 	set    *container.Set
 	events *eventlog.Log
 	rootfs string
-
-	mu      sync.Mutex
-	last    uint32
-	streams map[uint32]net.Conn
 }
 
 func newWorld(t *testing.T) *world {
@@ -59,7 +55,7 @@ func newWorld(t *testing.T) *world {
 	if _, err := os.Stat(busybox); err != nil {
 		t.Skip("needs a static busybox")
 	}
-	w := &world{t: t, events: eventlog.New(), rootfs: t.TempDir(), streams: make(map[uint32]net.Conn)}
+	w := &world{t: t, events: eventlog.New(), rootfs: t.TempDir()}
 	for _, dir := range []string{"bin", "etc", "proc", "sys", "dev", "tmp"} {
 		assert.NilError(t, os.Mkdir(filepath.Join(w.rootfs, dir), 0o755))
 	}
@@ -105,33 +101,22 @@ func mountCgroups(t *testing.T) string {
 	return dir
 }
 
-// Claim implements stdio.Streams.
-func (w *world) Claim(_ context.Context, id uint32) (net.Conn, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.streams[id], nil
-}
-
 // run is a process's input and output as the host has them.
 type run struct {
-	numbers stdio.Numbers
+	streams stdio.Streams
 	stdin   net.Conn
 	out     [3]*bytes.Buffer
 	copying sync.WaitGroup
 }
 
-func (w *world) io(terminal bool) *run {
+func newRun(terminal bool) *run {
 	r := &run{}
 	for fd := range 3 {
 		if terminal && fd == 2 {
 			continue
 		}
 		host, guest := net.Pipe()
-		w.mu.Lock()
-		w.last++
-		w.streams[w.last] = guest
-		r.numbers[fd] = w.last
-		w.mu.Unlock()
+		r.streams[fd] = guest
 		if fd == 0 {
 			r.stdin = host
 			continue
@@ -173,8 +158,8 @@ func (w *world) spec(args ...string) *specs.Spec {
 func (w *world) create(id string, spec *specs.Spec) (*run, error) {
 	data, err := json.Marshal(spec)
 	assert.NilError(w.t, err)
-	r := w.io(spec.Process.Terminal)
-	_, err = w.set.Create(w.t.Context(), id, data, w, r.numbers)
+	r := newRun(spec.Process.Terminal)
+	_, err = w.set.Create(w.t.Context(), id, data, r.streams)
 	return r, err
 }
 
@@ -189,8 +174,8 @@ func (w *world) exec(id, execID string, p *specs.Process) (*run, error) {
 	assert.NilError(w.t, err)
 	data, err := json.Marshal(p)
 	assert.NilError(w.t, err)
-	r := w.io(p.Terminal)
-	_, err = c.Exec(w.t.Context(), execID, data, w, r.numbers)
+	r := newRun(p.Terminal)
+	_, err = c.Exec(w.t.Context(), execID, data, r.streams)
 	return r, err
 }
 

@@ -95,9 +95,11 @@ func parseOptions(m *stage.Mount, options []string) {
 	var data []string
 	bind := m.Type == "bind"
 	for _, o := range options {
-		if attr, ok := attrOptions[strings.TrimPrefix(o, "r")]; ok && o != "ro" && o != "rw" && o != "relatime" && strings.HasPrefix(o, "r") {
-			apply(&m.RecSet, &m.RecClear, attr)
-			continue
+		if name, ok := strings.CutPrefix(o, "r"); ok {
+			if attr, ok := attrOptions[name]; ok {
+				apply(&m.RecSet, &m.RecClear, attr)
+				continue
+			}
 		}
 		if flag, ok := propagationOptions[o]; ok {
 			m.Propagation = append(m.Propagation, flag)

@@ -41,7 +41,7 @@ const setupTimeout = 60 * time.Second
 
 // launch starts a process. An init waits for its start when launch returns; an exec
 // has become the program. When launch fails the process is gone.
-func (c *Container) launch(ctx context.Context, execID string, cfg *stage.Config, streams stdio.Streams, numbers stdio.Numbers) (_ *process, err error) {
+func (c *Container) launch(ctx context.Context, execID string, cfg *stage.Config, streams stdio.Streams) (_ *process, err error) {
 	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
 	p := &process{c: c, execID: execID, gone: make(chan struct{})}
@@ -50,7 +50,7 @@ func (c *Container) launch(ctx context.Context, execID string, cfg *stage.Config
 			p.abandon()
 		}
 	}()
-	if p.io, err = stdio.New(ctx, streams, numbers, cfg.Process.Terminal); err != nil {
+	if p.io, err = stdio.New(streams, cfg.Process.Terminal); err != nil {
 		return nil, err
 	}
 	var target *os.File

@@ -21,7 +21,6 @@ import (
 	agentv1 "runv/api/agent/v1"
 	"runv/internal/guest/container"
 	"runv/internal/guest/eventlog"
-	"runv/internal/guest/stdio"
 )
 
 // Machine is the guest as a whole.
@@ -42,9 +41,9 @@ type Server struct {
 	Log        *slog.Logger
 }
 
-// Serve answers the requests that come over conn until it ends. Stdio streams are
-// taken from streams.
-func (s *Server) Serve(ctx context.Context, conn net.Conn, streams stdio.Streams) error {
+// Serve answers the requests that come over conn until it ends. claim takes stdio
+// streams by their numbers.
+func (s *Server) Serve(ctx context.Context, conn net.Conn, claim func(context.Context, uint32) (net.Conn, error)) error {
 	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(s.intercept))
 	if err != nil {
 		return fmt.Errorf("make server: %w", err)
@@ -53,8 +52,8 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn, streams stdio.Streams
 	defer cancel()
 	watched := &watchedConn{Conn: conn, closed: make(chan struct{}), written: make(chan struct{}, 1)}
 	agentv1.RegisterGuestService(srv, &guest{Server: s, conn: watched})
-	agentv1.RegisterContainersService(srv, &containers{Server: s, streams: streams})
-	agentv1.RegisterProcessesService(srv, &processes{Server: s, streams: streams})
+	agentv1.RegisterContainersService(srv, &containers{Server: s, claim: claim})
+	agentv1.RegisterProcessesService(srv, &processes{Server: s, claim: claim})
 	err = srv.Serve(ctx, &listener{conn: watched})
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, ttrpc.ErrServerClosed) {
 		err = nil

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"net"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -82,20 +83,33 @@ func (g *guest) powerOff() {
 
 type containers struct {
 	*Server
-	streams stdio.Streams
+	claim claimFunc
 }
 
-func numbers(s *agentv1.Stdio) stdio.Numbers {
-	return stdio.Numbers{s.GetStdin(), s.GetStdout(), s.GetStderr()}
+// claimFunc takes a stream from the agent channel by its number.
+type claimFunc = func(context.Context, uint32) (net.Conn, error)
+
+// withStreams calls start with the streams that the request names. They are claimed before
+// anything can fail, and closed if it does: a stream that nobody claims stays open.
+func withStreams(ctx context.Context, claim claimFunc, s *agentv1.Stdio, start func(stdio.Streams) (pid int, err error)) (uint32, error) {
+	streams, err := stdio.Claim(ctx, claim, stdio.Numbers{s.GetStdin(), s.GetStdout(), s.GetStderr()})
+	if err != nil {
+		return 0, err
+	}
+	pid, err := start(streams)
+	if err != nil {
+		streams.Close()
+		return 0, err
+	}
+	return uint32(pid), nil
 }
 
 // Create implements agentv1.ContainersService.
 func (s *containers) Create(ctx context.Context, r *agentv1.CreateRequest) (*agentv1.CreateResponse, error) {
-	pid, err := s.Containers.Create(ctx, r.Id, r.Spec, s.streams, numbers(r.Stdio))
-	if err != nil {
-		return nil, err
-	}
-	return &agentv1.CreateResponse{Pid: uint32(pid)}, nil
+	pid, err := withStreams(ctx, s.claim, r.Stdio, func(streams stdio.Streams) (int, error) {
+		return s.Containers.Create(ctx, r.Id, r.Spec, streams)
+	})
+	return &agentv1.CreateResponse{Pid: pid}, err
 }
 
 // Start implements agentv1.ContainersService.
@@ -175,20 +189,19 @@ func (s *containers) Processes(_ context.Context, r *agentv1.ProcessesRequest) (
 
 type processes struct {
 	*Server
-	streams stdio.Streams
+	claim claimFunc
 }
 
 // Exec implements agentv1.ProcessesService.
 func (s *processes) Exec(ctx context.Context, r *agentv1.ExecRequest) (*agentv1.ExecResponse, error) {
-	c, err := s.Containers.Get(r.ContainerId)
-	if err != nil {
-		return nil, err
-	}
-	pid, err := c.Exec(ctx, r.ExecId, r.Process, s.streams, numbers(r.Stdio))
-	if err != nil {
-		return nil, err
-	}
-	return &agentv1.ExecResponse{Pid: uint32(pid)}, nil
+	pid, err := withStreams(ctx, s.claim, r.Stdio, func(streams stdio.Streams) (int, error) {
+		c, err := s.Containers.Get(r.ContainerId)
+		if err != nil {
+			return 0, err
+		}
+		return c.Exec(ctx, r.ExecId, r.Process, streams)
+	})
+	return &agentv1.ExecResponse{Pid: pid}, err
 }
 
 // Signal implements agentv1.ProcessesService.

@@ -20,7 +20,7 @@ import (
 
 // IO is the input and output of one process.
 type IO struct {
-	streams [3]net.Conn // by descriptor; nil: none
+	streams Streams
 	child   []*os.File  // the process's descriptors, until CloseChild
 	pipes   [3]*os.File // our ends, by descriptor; nil: none
 	ptmx    *os.File    // master of the terminal; nil: none
@@ -34,33 +34,48 @@ type IO struct {
 	exited  bool
 }
 
-// Streams gives streams by number; transport.Session does.
-type Streams interface {
-	Claim(ctx context.Context, id uint32) (net.Conn, error)
-}
+// Streams are the streams of a process, by descriptor; nil means none.
+type Streams [3]net.Conn
 
-// Numbers are the numbers of a process's streams, by descriptor; 0 means none.
+// Numbers are the numbers of the streams, by descriptor; 0 means none.
 type Numbers [3]uint32
 
-// New claims the streams and makes pipes for them; a process with a terminal gets
-// none, its terminal comes with SetTerminal. The caller calls Close.
-func New(ctx context.Context, from Streams, numbers Numbers, terminal bool) (_ *IO, err error) {
-	if terminal && numbers[2] != 0 {
-		return nil, errors.New("claim stderr stream: a process with a terminal has none")
+// Claim takes the streams from the agent channel; claim is transport.Session's Claim.
+// The caller closes them, or leaves that to New.
+func Claim(ctx context.Context, claim func(context.Context, uint32) (net.Conn, error), numbers Numbers) (s Streams, err error) {
+	for fd, number := range numbers {
+		if number == 0 {
+			continue
+		}
+		if s[fd], err = claim(ctx, number); err != nil {
+			s.Close()
+			return Streams{}, err
+		}
 	}
-	s := &IO{peer: -1}
+	return s, nil
+}
+
+// Close closes the streams and ends reads and writes that wait on them. Idempotent.
+func (s Streams) Close() {
+	for _, st := range s {
+		if st != nil {
+			abort(st)
+		}
+	}
+}
+
+// New makes pipes for the streams; a process with a terminal gets none, its terminal comes
+// with SetTerminal. The streams are closed by Close, and if New fails. The caller calls Close.
+func New(streams Streams, terminal bool) (_ *IO, err error) {
+	s := &IO{streams: streams, peer: -1}
 	defer func() {
 		if err != nil {
 			s.CloseChild()
 			s.Close()
 		}
 	}()
-	for fd, number := range numbers {
-		if number != 0 {
-			if s.streams[fd], err = from.Claim(ctx, number); err != nil {
-				return nil, err
-			}
-		}
+	if terminal && streams[2] != nil {
+		return nil, errors.New("a process with a terminal has no stderr stream")
 	}
 	for fd := range s.streams {
 		if err = s.makeChild(fd, s.streams[fd] != nil && !terminal); err != nil {
@@ -230,11 +245,7 @@ func (s *IO) Wait() { s.wg.Wait() }
 
 // Close ends all copying and closes everything. Idempotent.
 func (s *IO) Close() {
-	for _, st := range s.streams {
-		if st != nil {
-			abort(st)
-		}
-	}
+	s.streams.Close()
 	for _, p := range s.pipes {
 		if p != nil {
 			p.Close()

@@ -19,15 +19,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-type streams map[uint32]net.Conn
-
-func (s streams) Claim(_ context.Context, id uint32) (net.Conn, error) {
-	if c, ok := s[id]; ok {
-		return c, nil
-	}
-	return nil, errors.New("no such stream")
-}
-
 // fixture is an IO with the host's ends of its streams.
 type fixture struct {
 	io      *stdio.IO
@@ -39,17 +30,15 @@ type fixture struct {
 func newFixture(t *testing.T, terminal bool) *fixture {
 	t.Helper()
 	f := &fixture{}
-	guest := make(streams)
-	numbers := stdio.Numbers{}
+	var guest stdio.Streams
 	for fd := range 3 {
 		if terminal && fd == 2 {
 			continue
 		}
-		numbers[fd] = uint32(fd + 1)
-		f.host[fd], guest[numbers[fd]] = net.Pipe()
+		f.host[fd], guest[fd] = net.Pipe()
 	}
 	var err error
-	f.io, err = stdio.New(t.Context(), guest, numbers, terminal)
+	f.io, err = stdio.New(guest, terminal)
 	assert.NilError(t, err)
 	for fd := 1; fd <= 2; fd++ {
 		if f.host[fd] != nil {
@@ -163,11 +152,23 @@ func TestTerminal(t *testing.T) {
 	assert.Equal(t, int(stdout), f.out[1].Len())
 }
 
-func TestNewFails(t *testing.T) {
-	_, err := stdio.New(t.Context(), streams{}, stdio.Numbers{1}, false)
-	assert.Error(t, err, "no such stream")
-	_, err = stdio.New(t.Context(), streams{}, stdio.Numbers{2: 1}, true)
+func TestClaim(t *testing.T) {
+	host, guest := net.Pipe()
+	claim := func(_ context.Context, id uint32) (net.Conn, error) {
+		if id == 1 {
+			return guest, nil
+		}
+		return nil, errors.New("no such stream")
+	}
+	streams, err := stdio.Claim(t.Context(), claim, stdio.Numbers{1: 1})
+	assert.NilError(t, err)
+	assert.Equal(t, streams, stdio.Streams{1: guest})
+	_, err = stdio.New(stdio.Streams{2: guest}, true)
 	assert.ErrorContains(t, err, "stderr")
+	_, err = stdio.Claim(t.Context(), claim, stdio.Numbers{1, 2})
+	assert.Error(t, err, "no such stream")
+	_, err = host.Read(make([]byte, 1)) // what was claimed is closed
+	assert.ErrorIs(t, err, io.EOF)
 }
 
 type zeros struct{}
