@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 
 	supervisorv1 "runv/api/supervisor/v1"
@@ -67,7 +68,12 @@ func dial(ctx context.Context, podDir string) (*supervisor, error) {
 func (s *supervisor) close() { _ = s.conn.Close() }
 
 func convertUnary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	return rpcerror.FromStatus(invoke(ctx, method, req, reply, conn, opts...))
+	err := rpcerror.FromStatus(invoke(ctx, method, req, reply, conn, opts...))
+	if errdefs.IsUnavailable(err) && conn.GetState() != connectivity.Ready {
+		// Not the supervisor's word but the end of the connection.
+		return rpcerror.New(errdefs.ErrUnavailable, "supervisor has gone")
+	}
+	return err
 }
 
 func convertStream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {

@@ -17,6 +17,7 @@ const (
 	statusError         = 1
 	statusNotExecutable = 126
 	statusNotFound      = 127
+	statusKilled        = 137
 	statusExecFailed    = 255
 )
 
@@ -26,6 +27,9 @@ var (
 	errNotExist   = rpcerror.New(errdefs.ErrNotFound, "container does not exist")
 	errNotRunning = rpcerror.New(errdefs.ErrFailedPrecondition, "container not running")
 )
+
+// errSupervisorGone tells why a process ended that nobody has killed.
+var errSupervisorGone = errors.New("supervisor has gone, and the container's processes with it")
 
 // exitError ends the program with a status. err may be nil: then there is
 // nothing to tell, because a container's process ended with that status.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	supervisorv1 "runv/api/supervisor/v1"
@@ -35,6 +36,7 @@ type fakeSupervisor struct {
 	standIns *standin.Listener
 	peer     *standin.Peer // of the container's init, when it was created here
 	program  []string      // of init
+	server   *grpc.Server
 	ended    chan struct{} // closed when the pod shall end
 	end      sync.Once
 }
@@ -54,6 +56,7 @@ func serveFake(store *state.Store, podID, id string) (f *fakeSupervisor, stop fu
 		resp, err := handler(ctx, req)
 		return resp, rpcerror.ToStatus(err)
 	}))
+	f.server = s
 	supervisorv1.RegisterPodServer(s, f)
 	supervisorv1.RegisterContainersServer(s, f)
 	supervisorv1.RegisterProcessesServer(s, f)
@@ -161,10 +164,13 @@ func (f *fakeSupervisor) Start(context.Context, *supervisorv1.StartRequest) (*su
 	if os.Getenv("FAKE") == "no-start" {
 		return nil, rpcerror.New(errdefs.ErrPermissionDenied, "start "+f.id+`: exec: "/etc": permission denied`)
 	}
+	if err := f.set(state.Running); err != nil {
+		return nil, err
+	}
 	if f.peer != nil {
 		go f.live()
 	}
-	return &supervisorv1.StartResponse{}, f.set(state.Running)
+	return &supervisorv1.StartResponse{}, nil
 }
 
 // live is the life of init: it ends with the status that exit or a signal gives.
@@ -180,9 +186,15 @@ func (f *fakeSupervisor) live() {
 		signals := make(chan int, 1)
 		go func() { _ = f.peer.Serve(context.Background(), func(n int) { signals <- n }, func(uint32, uint32) {}) }()
 		fmt.Fprintln(f.peer.Stdout, "waiting")
-		status = 128 + uint32(<-signals)
+		if status = 128 + uint32(<-signals); status == 128+uint32(unix.SIGUSR2) {
+			f.server.GracefulStop() // the answer to start goes out
+			os.Exit(9)
+		}
 	}
-	_ = f.set(state.Stopped)
+	if c, err := f.store.LoadContainer(f.id); err == nil {
+		c.Status, c.ExitStatus = state.Stopped, &status
+		_ = f.store.SaveContainer(c)
+	}
 	f.peer.CloseStdio()
 	_ = f.peer.Exit(status)
 }

@@ -54,29 +54,27 @@ func (a *app) run(ctx context.Context, id string, opts createOptions, keep bool)
 		}
 		return nil
 	}
-	status, err := a.attend(ctx, stop, c)
-	if err != nil {
-		return errors.Join(err, a.removeAfterwards(ctx, id))
-	}
-	if !keep {
-		if err := a.removeAfterwards(ctx, id); err != nil {
-			a.warn("delete %s: %v", id, err)
+	err = a.attend(ctx, stop, c)
+	if exit := (*exitError)(nil); err == nil || errors.As(err, &exit) {
+		if keep {
+			return err
 		}
+		if rmErr := a.removeAfterwards(ctx, id); rmErr != nil {
+			a.warn("delete %s: %v", id, rmErr)
+		}
+		return err
 	}
-	if status != 0 {
-		return &exitError{status: status}
-	}
-	return nil
+	return errors.Join(err, a.removeAfterwards(ctx, id))
 }
 
 // attend starts the program and is its foreground until its end: terminal,
-// signals, exit status. release is called when SIGINT and SIGTERM are the
-// program's and no longer ours.
-func (a *app) attend(ctx context.Context, release func(), c *created) (status int, err error) {
+// signals. A status other than 0 is an *exitError. release is called when
+// SIGINT and SIGTERM are the program's and no longer ours.
+func (a *app) attend(ctx context.Context, release func(), c *created) error {
 	if c.terminal {
 		tty, err := a.openTerminal()
 		if err != nil {
-			return 0, err
+			return err
 		}
 		defer tty.restore()
 		stop := tty.follow(ctx, a.resizer(c.supervisor, c.id, ""))
@@ -86,9 +84,21 @@ func (a *app) attend(ctx context.Context, release func(), c *created) (status in
 	defer stop()
 	release()
 	if err := c.start(ctx); err != nil {
-		return 0, err
+		return err
 	}
-	return c.standIn.wait()
+	status, err := c.standIn.wait()
+	if err != nil {
+		return err
+	}
+	// A supervisor writes down how a container has ended before the stand-in ends.
+	record, err := c.store.LoadContainer(c.id)
+	if err == nil && record.ExitStatus == nil {
+		return &exitError{status: status, err: errSupervisorGone}
+	}
+	if status != 0 {
+		return &exitError{status: status}
+	}
+	return nil
 }
 
 func (c *created) start(ctx context.Context) error {

@@ -29,9 +29,20 @@ func bundleOf(t *testing.T, args ...string) string {
 }
 
 func TestRunPassesSignalsOn(t *testing.T) {
-	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1} {
+	for sig, want := range map[unix.Signal]struct {
+		status int
+		stderr string
+	}{
+		unix.SIGTERM: {128 + 15, ""},
+		unix.SIGINT:  {128 + 2, ""},
+		unix.SIGHUP:  {128 + 1, ""},
+		unix.SIGUSR1: {128 + 10, ""},
+		// The fake takes this one as an order to die.
+		unix.SIGUSR2: {137, "runv: run web: supervisor has gone, and the container's processes with it\n"},
+	} {
 		t.Run(unix.SignalName(sig), func(t *testing.T) {
-			cmd := exec.CommandContext(t.Context(), "runv", "--root", t.TempDir(), "run", "--bundle", bundleOf(t, "wait"), "web")
+			root := t.TempDir()
+			cmd := exec.CommandContext(t.Context(), "runv", "--root", root, "run", "--bundle", bundleOf(t, "wait"), "web")
 			var stderr bytes.Buffer
 			cmd.Stderr = &stderr
 			stdout, err := cmd.StdoutPipe()
@@ -41,8 +52,11 @@ func TestRunPassesSignalsOn(t *testing.T) {
 			assert.NilError(t, err, stderr.String())
 			assert.Equal(t, line, "waiting\n")
 			assert.NilError(t, cmd.Process.Signal(sig))
-			assert.ErrorContains(t, cmd.Wait(), fmt.Sprintf("exit status %d", 128+int(sig)))
-			assert.Equal(t, stderr.String(), "")
+			assert.ErrorContains(t, cmd.Wait(), fmt.Sprintf("exit status %d", want.status))
+			assert.Equal(t, stderr.String(), want.stderr)
+			left, err := os.ReadDir(filepath.Join(root, "pods"))
+			assert.NilError(t, err)
+			assert.Equal(t, len(left), 0)
 		})
 	}
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 
@@ -97,5 +98,8 @@ func (c *standInClient) signal(sig unix.Signal) error { return c.client.Signal(i
 // wait returns the status of the process.
 func (c *standInClient) wait(ctx context.Context) (int, error) {
 	status, err := c.client.Wait(ctx)
+	if errors.Is(err, standin.ErrGone) {
+		return 0, &exitError{status: statusKilled, err: errSupervisorGone}
+	}
 	return int(status), err
 }
