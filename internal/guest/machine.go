@@ -10,14 +10,13 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	agentv1 "runv/api/agent/v1"
 	"runv/internal/guest/boot"
 	"runv/internal/guest/container"
 	"runv/internal/guest/fault"
-
-	"github.com/containerd/errdefs"
 )
 
 // machine is the guest as the host sees it.
@@ -50,7 +49,7 @@ func (m *machine) Info() (*agentv1.InfoResponse, error) {
 		AgentVersion:  m.version,
 		KernelRelease: unix.ByteSliceToString(uts.Release[:]),
 		BootId:        strings.TrimSpace(string(bootID)),
-		MemoryBytes:   uint64(si.Totalram) * uint64(si.Unit),
+		MemoryBytes:   si.Totalram * uint64(si.Unit),
 		Cpus:          boot.CPUs(),
 		BootMs:        maps.Clone(m.phases),
 	}, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -123,12 +124,7 @@ func Debug() bool {
 	if err != nil {
 		return false
 	}
-	for _, arg := range strings.Fields(string(data)) {
-		if arg == "runv.log=debug" {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(strings.Fields(string(data)), "runv.log=debug")
 }
 
 // Uptime is the time since the kernel's start, in milliseconds.

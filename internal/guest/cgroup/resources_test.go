@@ -10,8 +10,6 @@ import (
 	"runv/internal/guest/cgroup"
 )
 
-func ptr[T any](v T) *T { return &v }
-
 func TestTranslate(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -19,16 +17,24 @@ func TestTranslate(t *testing.T) {
 		want map[string]string
 	}{
 		{"nothing", nil, map[string]string{}},
-		{"memory", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(100)), Swap: ptr(int64(150)), Reservation: ptr(int64(50))}},
-			map[string]string{"memory.max": "100", "memory.swap.max": "50", "memory.low": "50"}},
-		{"no swap", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(100)), Swap: ptr(int64(100))}},
-			map[string]string{"memory.max": "100", "memory.swap.max": "0"}},
-		{"unlimited", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(-1)), Swap: ptr(int64(-1))}, Pids: &specs.LinuxPids{Limit: ptr(int64(-1))}},
-			map[string]string{"memory.max": "max", "memory.swap.max": "max", "pids.max": "max"}},
-		{"cpu", &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: ptr(uint64(1024)), Quota: ptr(int64(50000)), Period: ptr(uint64(100000)), Cpus: "0-1"}},
-			map[string]string{"cpu.weight": "39", "cpu.max": "50000 100000", "cpuset.cpus": "0-1"}},
-		{"quota only", &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr(int64(50000))}}, map[string]string{"cpu.max": "50000"}},
-		{"period only", &specs.LinuxResources{CPU: &specs.LinuxCPU{Period: ptr(uint64(1000))}}, map[string]string{"cpu.max": "max 1000"}},
+		{
+			"memory", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: new(int64(100)), Swap: new(int64(150)), Reservation: new(int64(50))}},
+			map[string]string{"memory.max": "100", "memory.swap.max": "50", "memory.low": "50"},
+		},
+		{
+			"no swap", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: new(int64(100)), Swap: new(int64(100))}},
+			map[string]string{"memory.max": "100", "memory.swap.max": "0"},
+		},
+		{
+			"unlimited", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: new(int64(-1)), Swap: new(int64(-1))}, Pids: &specs.LinuxPids{Limit: new(int64(-1))}},
+			map[string]string{"memory.max": "max", "memory.swap.max": "max", "pids.max": "max"},
+		},
+		{
+			"cpu", &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: new(uint64(1024)), Quota: new(int64(50000)), Period: new(uint64(100000)), Cpus: "0-1"}},
+			map[string]string{"cpu.weight": "39", "cpu.max": "50000 100000", "cpuset.cpus": "0-1"},
+		},
+		{"quota only", &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: new(int64(50000))}}, map[string]string{"cpu.max": "50000"}},
+		{"period only", &specs.LinuxResources{CPU: &specs.LinuxCPU{Period: new(uint64(1000))}}, map[string]string{"cpu.max": "max 1000"}},
 		{"unified", &specs.LinuxResources{Unified: map[string]string{"memory.high": "7"}}, map[string]string{"memory.high": "7"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -41,8 +47,8 @@ func TestTranslate(t *testing.T) {
 
 func TestTranslateRefuses(t *testing.T) {
 	for name, spec := range map[string]*specs.LinuxResources{
-		"swap without limit": {Memory: &specs.LinuxMemory{Swap: ptr(int64(1))}},
-		"swap below limit":   {Memory: &specs.LinuxMemory{Limit: ptr(int64(2)), Swap: ptr(int64(1))}},
+		"swap without limit": {Memory: &specs.LinuxMemory{Swap: new(int64(1))}},
+		"swap below limit":   {Memory: &specs.LinuxMemory{Limit: new(int64(2)), Swap: new(int64(1))}},
 		"path":               {Unified: map[string]string{"../memory.max": "1"}},
 		"core file":          {Unified: map[string]string{"cgroup.procs": "1"}},
 		"device type":        {Devices: []specs.LinuxDeviceCgroup{{Type: "x"}}},
@@ -71,8 +77,8 @@ func TestDeviceRules(t *testing.T) {
 	const c, b = unix.BPF_DEVCG_DEV_CHAR, unix.BPF_DEVCG_DEV_BLOCK
 	all := specs.LinuxDeviceCgroup{Allow: true, Access: "rwm"}
 	none := specs.LinuxDeviceCgroup{Access: "rwm"}
-	fuse := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: ptr(int64(10)), Minor: ptr(int64(229)), Access: "rw"}
-	noMem := specs.LinuxDeviceCgroup{Type: "c", Major: ptr(int64(1)), Minor: ptr(int64(1)), Access: "w"}
+	fuse := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: new(int64(10)), Minor: new(int64(229)), Access: "rw"}
+	noMem := specs.LinuxDeviceCgroup{Type: "c", Major: new(int64(1)), Minor: new(int64(1)), Access: "w"}
 	for _, tc := range []struct {
 		name  string
 		rules []specs.LinuxDeviceCgroup

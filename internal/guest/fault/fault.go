@@ -60,8 +60,7 @@ func OfKind(name, text string) error {
 // Cause is err without the operation and path that the standard library puts
 // before it, for texts that name both themselves.
 func Cause(err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err
 	}
 	return err
