@@ -4,6 +4,9 @@
 // as long as all that it does.
 package main
 
+// The runtime would look for a CPU limit of its own in the mounts and control groups.
+//go:debug containermaxprocs=0
+
 import "runv/internal/guest/stage"
 
 func main() { stage.Main() }

@@ -50,14 +50,24 @@ func Run(version string) {
 	}
 }
 
-// survive makes the agent harder to end for processes that share its pid namespace. The
-// signals are caught and not ignored, as children inherit what is ignored.
+// survive makes the agent harder to end for processes that share its pid namespace:
+// nobody but the kernel may look into it or end it. Signals are caught and not
+// ignored, as children inherit what is ignored.
 func survive(log *slog.Logger) {
-	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPIPE)
+	sink := make(chan os.Signal, 1)
+	for n := unix.Signal(1); n <= lastSignal; n++ {
+		switch n {
+		case unix.SIGCHLD, unix.SIGURG, unix.SIGPROF: // the reaper's, the Go runtime's
+		default:
+			signal.Notify(sink, n)
+		}
+	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		log.Error("protect the agent", "error", err)
 	}
 }
+
+const lastSignal = 64
 
 // boot makes a usable machine. What the channel to the host does not need and can fail
 // without harm to most containers is logged only.

@@ -73,10 +73,11 @@ func (s *Stage) Fork(exe string, stdio []*os.File, attr *syscall.SysProcAttr) (p
 	for _, f := range append(append([]*os.File{}, stdio...), s.inherit...) {
 		files = append(files, f.Fd())
 	}
-	// A stage lives for milliseconds: it needs no garbage collector.
+	// A stage lives for milliseconds: it needs no garbage collector, and few threads, as each
+	// counts for the container's limit of processes.
 	return syscall.ForkExec(exe, []string{stage.Name}, &syscall.ProcAttr{
 		Dir:   "/",
-		Env:   []string{"GOGC=off"},
+		Env:   []string{"GOGC=off", "GOMAXPROCS=1"},
 		Files: files,
 		Sys:   attr,
 	})
