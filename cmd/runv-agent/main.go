@@ -1,9 +1,9 @@
+// The runtime shall not look for a CPU limit in mounts and control groups, which takes time.
+//go:debug containermaxprocs=0
+
 // Runv-agent is PID 1 of a pod's virtual machine. Under the name runv-init it is
 // instead what sets up one process of a container.
 package main
-
-// The runtime would look for a CPU limit of its own in the mounts and control groups.
-//go:debug containermaxprocs=0
 
 import (
 	"fmt"
