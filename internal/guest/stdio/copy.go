@@ -32,8 +32,24 @@ func newCopier(src *os.File, dst net.Conn, terminal bool) *copier {
 // drain makes run look whether the source is empty. Called once.
 func (c *copier) drain() { _ = c.src.SetReadDeadline(past) }
 
-// run copies until the source ends: when no process can write to it any more.
+// run copies until the source ends: when no process can write to it any more, or
+// the host has closed the stream because nobody reads it any more.
 func (c *copier) run() {
+	if c.dst != nil && !c.terminal {
+		dst := c.dst
+		watched := make(chan struct{})
+		go func() {
+			defer close(watched)
+			// The host sends nothing: what comes is the end, and whoever writes to the
+			// pipe shall notice. At the end of run this closes it a second time.
+			_, _ = dst.Read(make([]byte, 1))
+			_ = c.src.Close()
+		}()
+		defer func() {
+			_ = dst.SetReadDeadline(past)
+			<-watched
+		}()
+	}
 	defer func() {
 		c.markDrained()
 		if c.dst != nil {

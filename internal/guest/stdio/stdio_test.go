@@ -122,6 +122,31 @@ func TestClosedOutputBreaksThePipe(t *testing.T) {
 	assert.Equal(t, stdout, uint64(0))
 }
 
+// The host tells that it wants no more output by closing its end of the stream.
+func TestRefusedOutputBreaksThePipe(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	assert.NilError(t, err)
+	var ends [2]*net.UnixConn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "stream")
+		conn, err := net.FileConn(f)
+		assert.NilError(t, err)
+		assert.NilError(t, f.Close())
+		ends[i] = conn.(*net.UnixConn)
+		defer conn.Close()
+	}
+	s, err := stdio.New(stdio.Streams{1: ends[1]}, false)
+	assert.NilError(t, err)
+	defer s.Close()
+	child := s.Child()[1]
+	s.Start()
+	assert.NilError(t, ends[0].CloseWrite())
+	go func() { _, _ = io.Copy(io.Discard, ends[0]) }()
+	_, err = io.Copy(child, zeros{})
+	assert.ErrorIs(t, err, unix.EPIPE)
+	s.CloseChild()
+}
+
 func TestCloseEndsAll(t *testing.T) {
 	f := newFixture(t, false)
 	f.io.Start()
