@@ -90,6 +90,11 @@ func (a *app) remove(ctx context.Context, id string, force bool) error {
 	}
 	err = a.askDelete(ctx, store, c, timeout, force || status == state.Created)
 	if err == nil {
+		// A supervisor that was never asked to create the container, because the
+		// command died first, does not know it.
+		if _, err := store.LoadContainer(id); !errdefs.IsNotFound(err) {
+			return store.Purge(ctx, id)
+		}
 		awaitPodEnd(ctx, store, c.PodID)
 		return nil
 	}

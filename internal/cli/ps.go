@@ -135,7 +135,7 @@ func psColumns(options []string) ([]psColumn, error) {
 		return table, nil
 	}
 	var columns []psColumn
-	for _, name := range strings.Split(names, ",") {
+	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(table, func(c psColumn) bool { return slices.Contains(c.names, name) })
 		if i < 0 {
 			return nil, rpcerror.New(errdefs.ErrInvalidArgument, fmt.Sprintf("ps column %q is not known", name))

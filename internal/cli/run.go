@@ -90,6 +90,7 @@ func (a *app) attend(ctx context.Context, release func(), c *created) error {
 	if err != nil {
 		return err
 	}
+	c.awaitDelivery(ctx)
 	// A supervisor writes down how a container has ended before the stand-in ends.
 	record, err := c.store.LoadContainer(c.id)
 	if err == nil && record.ExitStatus == nil {
@@ -99,6 +100,15 @@ func (a *app) attend(ctx context.Context, release func(), c *created) error {
 		return &exitError{status: status}
 	}
 	return nil
+}
+
+// awaitDelivery waits until whoever reads the program's output has all of it: a pager
+// may take hours, and removing the container would take the rest away. SIGINT and the like end it.
+func (c *created) awaitDelivery(ctx context.Context) {
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	// An error is that of a supervisor that has ended: there is nothing to wait for then.
+	_, _ = c.supervisor.processes.Wait(ctx, &supervisorv1.WaitRequest{ContainerId: c.id})
 }
 
 func (c *created) start(ctx context.Context) error {

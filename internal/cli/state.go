@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os/user"
 	"strconv"
 	"strings"
@@ -78,9 +79,7 @@ func (a *app) describe(store *state.Store, c state.Container) containerState {
 	if s.Status == string(state.Stopped) {
 		s.Pid = 0
 	}
-	for key, value := range c.Annotations {
-		s.Annotations[key] = value
-	}
+	maps.Copy(s.Annotations, c.Annotations)
 	s.Annotations["dev.runv.pod"] = c.PodID
 	if c.ExitStatus != nil {
 		s.Annotations["dev.runv.exit-status"] = strconv.FormatUint(uint64(*c.ExitStatus), 10)

@@ -360,6 +360,27 @@ func TestRunWithTerminal(t *testing.T) {
 	assert.Equal(t, harness.ExitCode(cmd.Wait()), 9)
 }
 
+// TestOutputOutlivesItsProcess reads late: the process, its VM even, have ended by then.
+func TestOutputOutlivesItsProcess(t *testing.T) {
+	e := harness.New(t)
+	bundle := e.Bundle([]string{"dd", "if=/dev/zero", "bs=1000", "count=300", "status=none"})
+	cmd := e.Command("run", "--bundle", bundle, "web")
+	stdout, err := cmd.StdoutPipe()
+	assert.NilError(t, err)
+	assert.NilError(t, cmd.Start())
+	harness.Eventually(t, "web has stopped", func() bool {
+		return strings.Contains(e.Run("state", "web").Stdout, `"stopped"`)
+	})
+	harness.Eventually(t, "its VM has ended", func() bool {
+		return syscall.Kill(e.Pod("web").VM[0].PID, 0) != nil
+	})
+	<-time.After(2 * time.Second) // longer than the news of the exit wait for the reader
+	n, err := io.Copy(io.Discard, stdout)
+	assert.NilError(t, err)
+	assert.Equal(t, n, int64(300_000))
+	assert.NilError(t, cmd.Wait())
+}
+
 // TestDetachedTerminalNeedsASocket is runc's rule.
 func TestDetachedTerminalNeedsASocket(t *testing.T) {
 	e := harness.New(t)
