@@ -217,7 +217,8 @@ func ownTerminal(t *testing.T, e *harness.Env) {
 		screen.send(t, "stty size\n")
 		return screen.sees("50 120", 500*time.Millisecond)
 	})
-	screen.send(t, "sleep 1000\n")
+	screen.send(t, "sleep 3000\n")
+	harness.Eventually(t, "sleep runs", func() bool { return strings.Contains(e.OK("ps", "box"), "sleep 3000") })
 	screen.send(t, "\x03") // interrupts sleep, not the shell
 	screen.send(t, "echo $((40+2)); exit 5\n")
 	screen.await(t, "42")
