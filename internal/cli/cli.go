@@ -82,7 +82,7 @@ func (a *app) rootCommand() *urfave.Command {
 			},
 			&urfave.BoolFlag{
 				Name: "debug", Destination: &a.debug, Local: true,
-				Usage: "log what is done, here and in the supervisor, the agent and the guest's kernel",
+				Usage: "log what is done, here, in the supervisor and in the guest's agent",
 			},
 			&urfave.StringFlag{
 				Name: "config", Destination: &a.configFile, Local: true, TakesFile: true,

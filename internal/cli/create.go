@@ -166,10 +166,12 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	if err != nil {
 		return nil, err
 	}
+	began := time.Now()
 	process, err := a.launch(ctx, cfg, podID, store.PodDir(podID))
 	if err != nil {
 		return nil, err
 	}
+	a.log.Debug("supervisor serves", "container", id, "pod", podID, "pid", process.process.Pid, "after", time.Since(began))
 	undo.push(func() error { process.kill(); return nil })
 	defer func() {
 		if err == nil || namesContainer(err, id) { // then it is the supervisor's own word
@@ -193,6 +195,7 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 		return nil, err
 	}
 	undo.push(standIn.kill)
+	a.log.Debug("stand-in is connected", "container", id, "pid", standIn.pid(), "after", time.Since(began))
 
 	limit := cfg.BootTimeout + createSlack
 	callCtx, cancel := context.WithTimeout(ctx, limit)
@@ -201,6 +204,7 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	if err != nil {
 		return nil, explainTimeout(ctx, err, limit)
 	}
+	a.log.Debug("container is created", "container", id, "after", time.Since(began))
 	if opts.pidFile != "" {
 		if err := writePidFile(opts.pidFile, standIn.pid()); err != nil {
 			return nil, err
