@@ -63,7 +63,7 @@ func TestDescribe(t *testing.T) {
 func TestArguments(t *testing.T) {
 	s := serving{dir: "/pod/share", socketFD: 3, files: 4096}
 	assert.DeepEqual(t, Daemon{Style: StyleC, AnnounceSubmounts: true}.arguments(s), []string{
-		"--fd=3", "-o", "source=/pod/share", "-o", "sandbox=namespace", "-o", "cache=auto", "-o", "xattr",
+		"--fd=3", "-o", "source=/pod/share", "-o", "sandbox=namespace", "-o", "cache=always", "-o", "timeout=1", "-o", "xattr",
 		"-o", "log_level=info", "--rlimit-nofile=4096", "-o", "announce_submounts",
 	})
 	assert.DeepEqual(t, Daemon{Style: StyleRust, AnnounceSubmounts: true}.arguments(s), []string{
