@@ -136,7 +136,7 @@ func (a *app) exec(ctx context.Context, id string, opts execOptions) error {
 	}
 	status, err := job.foreground(ctx)
 	if err == nil && status != 0 {
-		return &exitError{status: status}
+		return &exitError{status: status, err: podFailure(store, c.PodID)}
 	}
 	return err
 }

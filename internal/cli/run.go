@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	supervisorv1 "runv/api/supervisor/v1"
+	"runv/internal/state"
 )
 
 func (a *app) runCommand() *urfave.Command {
@@ -97,7 +98,15 @@ func (a *app) attend(ctx context.Context, release func(), c *created) error {
 		return &exitError{status: status, err: errSupervisorGone}
 	}
 	if status != 0 {
-		return &exitError{status: status}
+		return &exitError{status: status, err: podFailure(c.store, record.PodID)}
+	}
+	return nil
+}
+
+// podFailure tells why a pod's VM has ended, if nobody asked it to.
+func podFailure(store *state.Store, podID string) error {
+	if pod, err := store.LoadPod(podID); err == nil && pod.Failure != "" {
+		return errors.New(pod.Failure)
 	}
 	return nil
 }

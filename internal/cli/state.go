@@ -98,6 +98,7 @@ func (a *app) describe(store *state.Store, c state.Container) containerState {
 		"dev.runv.accel-note": pod.AccelNote,
 		"dev.runv.kernel":     pod.Kernel,
 		"dev.runv.phases":     phases(pod.Phases),
+		"dev.runv.failure":    pod.Failure,
 	} {
 		if value != "" {
 			s.Annotations[key] = value

@@ -321,5 +321,7 @@ func (p *Pod) fail(err error) {
 	}
 	p.log.Error("pod failed", "err", err)
 	p.failure = err
+	p.record.Failure = err.Error()
+	p.save()
 	p.stop(err.Error())
 }

@@ -104,6 +104,7 @@ type Pod struct {
 	Created     time.Time `json:"created"`
 	Phases      []Phase   `json:"phases,omitempty"`
 	Command     []string  `json:"command,omitempty"` // that started the VMM
+	Failure     string    `json:"failure,omitempty"` // why the VM ended, if nobody asked it to
 }
 
 // Phase is one timed step of the pod's start.

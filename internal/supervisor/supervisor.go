@@ -212,7 +212,7 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 		User: vmUser(opts.Pod),
 	}
 	if opts.Debug {
-		vm.KernelArgs = append(vm.KernelArgs, "runv.log=debug")
+		vm.KernelArgs = append(vm.KernelArgs, "runv.log=debug", "loglevel=7")
 	}
 	return pod.New(pod.Config{
 		Record: record, VM: vm,

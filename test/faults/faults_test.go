@@ -4,6 +4,7 @@
 package faults
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -129,6 +130,7 @@ func running(t *testing.T, e *harness.Env) (run *exec.Cmd, ended chan int) {
 	t.Helper()
 	bundle := e.Bundle([]string{"sleep", "100000"})
 	run = e.Command("run", "--bundle", bundle, "web")
+	run.Stderr = &bytes.Buffer{}
 	assert.NilError(t, run.Start())
 	ended = make(chan int, 1)
 	go func() { ended <- harness.ExitCode(run.Wait()) }()
@@ -159,17 +161,19 @@ func TestKilledParts(t *testing.T) {
 	for _, tc := range []struct {
 		name string
 		pid  func(e *harness.Env) int
+		told string // by runv run
 	}{
-		{"QEMU", func(e *harness.Env) int { return e.Pod("web").VM[0].PID }},
-		{"virtiofsd", func(e *harness.Env) int { return e.Pod("web").VM[1].PID }},
-		{"supervisor", func(e *harness.Env) int { return e.Pod("web").Supervisor.PID }},
-		{"stand-in", func(e *harness.Env) int { return e.State("web").Pid }},
+		{"QEMU", func(e *harness.Env) int { return e.Pod("web").VM[0].PID }, "VM ended: VMM ended after"},
+		{"virtiofsd", func(e *harness.Env) int { return e.Pod("web").VM[1].PID }, "share ended: virtiofsd"},
+		{"supervisor", func(e *harness.Env) int { return e.Pod("web").Supervisor.PID }, "supervisor has gone"},
+		{"stand-in", func(e *harness.Env) int { return e.State("web").Pid }, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			e := harness.New(t)
-			_, ended := running(t, e)
+			run, ended := running(t, e)
 			kill(t, tc.pid(e))
 			assert.Equal(t, awaitEnd(t, ended), 137)
+			assert.Assert(t, cmp.Contains(run.Stderr.(*bytes.Buffer).String(), tc.told))
 			e.CheckNothingLeft()
 		})
 		t.Run(tc.name+" detached", func(t *testing.T) {
