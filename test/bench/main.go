@@ -15,7 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,6 +34,9 @@ func main() {
 		os.Exit(1)
 	}
 }
+
+// speedUnit marks figures of which more is better.
+const speedUnit = "MB/s"
 
 // subject is a runtime under measurement.
 type subject struct {
@@ -159,8 +162,8 @@ func benchRunning(t *table, runv, runc subject, n, size int) error {
 		}
 	}
 	t.add("`exec true`", "ms", got[0].exec, got[1].exec)
-	t.add("stdout of `exec`", "MB/s", got[0].out, got[1].out)
-	t.add("stdin of `exec`", "MB/s", got[0].in, got[1].in)
+	t.add("stdout of `exec`", speedUnit, got[0].out, got[1].out)
+	t.add("stdin of `exec`", speedUnit, got[0].in, got[1].in)
 	return nil
 }
 
@@ -340,17 +343,22 @@ func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond)
 // table collects rows and prints them aligned.
 type table struct{ rows [][]string }
 
+// add adds a row: median and best of each runtime, which is the lowest but for speeds.
 func (t *table) add(what, unit string, ours, theirs []float64) {
-	row := []string{what, unit, format(median(ours)) + " (" + format(minimum(ours)) + ")", "", ""}
+	best := slices.Min[[]float64]
+	if unit == speedUnit {
+		best = slices.Max[[]float64]
+	}
+	cell := func(v []float64) string { return format(median(v)) + " (" + format(best(v)) + ")" }
+	row := []string{what, unit, cell(ours), "", ""}
 	if theirs != nil {
-		row[3] = format(median(theirs)) + " (" + format(minimum(theirs)) + ")"
-		row[4] = format(median(ours) / median(theirs))
+		row[3], row[4] = cell(theirs), format(median(ours)/median(theirs))
 	}
 	t.rows = append(t.rows, row)
 }
 
 func (t *table) print() {
-	head := []string{"what", "unit", "runv median (min)", "runc median (min)", "runv / runc"}
+	head := []string{"what", "unit", "runv median (best)", "runc median (best)", "runv / runc"}
 	rows := append([][]string{head}, t.rows...)
 	width := make([]int, len(head))
 	for _, row := range rows {
@@ -383,18 +391,9 @@ func format(v float64) string {
 }
 
 func median(v []float64) float64 {
-	s := append([]float64(nil), v...)
-	sort.Float64s(s)
+	s := slices.Sorted(slices.Values(v))
 	if len(s)%2 == 1 {
 		return s[len(s)/2]
 	}
 	return (s[len(s)/2-1] + s[len(s)/2]) / 2
-}
-
-func minimum(v []float64) float64 {
-	m := v[0]
-	for _, x := range v {
-		m = min(m, x)
-	}
-	return m
 }
