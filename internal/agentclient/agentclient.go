@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/status"
 
 	agentv1 "runv/api/agent/v1"
 	"runv/internal/rpcerror"
@@ -72,7 +73,8 @@ func (c *Client) Close() error {
 	return errors.Join(c.rpc.Close(), c.session.Close())
 }
 
-// boundCall gives calls a deadline and their errors a kind and a bounded text.
+// boundCall gives calls a deadline and their errors a kind and a bounded text. The
+// guest's own errors are in the answer, where ttrpc would take them from only later.
 func boundCall(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ *ttrpc.UnaryClientInfo, invoke ttrpc.Invoker) error {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -80,11 +82,14 @@ func boundCall(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ 
 		defer cancel()
 	}
 	err := invoke(ctx, req, resp)
+	if err == nil && resp.Status != nil {
+		err = status.ErrorProto(resp.Status) // nil for the code OK
+	}
 	return Error(err)
 }
 
 // Error turns an error of a call or a stream of answers into one with an errdefs
-// kind and a bounded text.
+// kind and a bounded text. The errors of the services' unary calls are so already.
 func Error(err error) error {
 	switch {
 	case err == nil:
