@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
@@ -53,8 +54,9 @@ func ToStatus(err error) error {
 	return status.Error(codes.Unknown, err.Error())
 }
 
-// FromStatus is the inverse of ToStatus, for errors that a peer sent: their text
-// is bounded and made valid UTF-8. An error that is no status is returned as is.
+// FromStatus is the inverse of ToStatus, for errors that a peer sent. The peer may be
+// a guest, so their text is bounded and holds nothing that drives a terminal or
+// reorders what it shows. An error that is no status is returned as is.
 func FromStatus(err error) error {
 	if err == nil {
 		return nil
@@ -63,7 +65,7 @@ func FromStatus(err error) error {
 	if !ok {
 		return err
 	}
-	text := strings.ToValidUTF8(st.Message(), "?")
+	text := strings.Map(visible, strings.ToValidUTF8(st.Message(), "?"))
 	if len(text) > maxText {
 		text = strings.ToValidUTF8(text[:maxText], "") + "..."
 	}
@@ -73,6 +75,14 @@ func FromStatus(err error) error {
 		}
 	}
 	return &kindError{text: text, kind: errdefs.ErrUnknown}
+}
+
+// visible replaces what is neither text nor space between text.
+func visible(r rune) rune {
+	if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+		return r
+	}
+	return '?'
 }
 
 // kindError is a text of its own and a kind that errors.Is finds.

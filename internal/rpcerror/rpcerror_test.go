@@ -34,3 +34,8 @@ func TestPeerTextIsBounded(t *testing.T) {
 	got := rpcerror.FromStatus(rpcerror.ToStatus(errors.New(strings.Repeat("é", 1<<20))))
 	assert.Assert(t, len(got.Error()) < 17<<10)
 }
+
+func TestPeerTextDrivesNoTerminal(t *testing.T) {
+	got := rpcerror.FromStatus(rpcerror.ToStatus(errors.New("exec: \"é\":\tno\n\x1b[2J\u009b1m\u202egnp.exe\x7f")))
+	assert.Equal(t, got.Error(), "exec: \"é\":\tno\n?[2J?1m?gnp.exe?")
+}
