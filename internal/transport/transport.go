@@ -11,7 +11,7 @@
 // that one that is not read stalls no other.
 //
 // The package knows no RPC and no containers. What the guest sends is not
-// trusted: hello and frames are bounded, streams that the guest opens are refused.
+// trusted: hello and frames are bounded, and a stream that it opens ends the session.
 package transport
 
 import (
@@ -70,7 +70,15 @@ func Host(ctx context.Context, conn net.Conn) (*Session, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open control stream: %w", err), mux.Close())
 	}
+	go refuseStreams(mux)
 	return &Session{mux: mux, control: control}, nil
+}
+
+// refuseStreams ends a session whose guest opens a stream. Left alone, the mux would
+// hold up to maxUnclaimed of them for somebody to accept, each with a window of data.
+func refuseStreams(mux *yamux.Session) {
+	_, _ = mux.AcceptStream() // an error is the session's end, too
+	_ = mux.Close()
 }
 
 // Guest waits for the host's hello on port, answers it, and returns when the

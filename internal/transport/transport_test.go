@@ -97,8 +97,9 @@ func TestStalledStreamStallsNoOther(t *testing.T) {
 	go func() {
 		c, err := guest.Claim(t.Context(), st.StreamID())
 		assert.Check(t, err)
-		c.Write(data)
-		c.Close()
+		_, err = c.Write(data)
+		assert.Check(t, err)
+		assert.Check(t, c.Close())
 	}()
 	sum := sha256.New()
 	_, err = io.Copy(sum, st)
@@ -153,7 +154,8 @@ func TestVersionMismatchIsTold(t *testing.T) {
 	go func() {
 		_, nonce, err := readHello(g, nil)
 		assert.Check(t, err)
-		g.Write(appendHello(nil, Version+1, nonce))
+		_, err = g.Write(appendHello(nil, Version+1, nonce))
+		assert.Check(t, err)
 	}()
 	_, err := Host(t.Context(), h)
 	var ve *VersionError
@@ -172,8 +174,8 @@ func TestHostGivesUpAtDeadline(t *testing.T) {
 func TestGarbageAfterHandshakeEndsSession(t *testing.T) {
 	h, g := pair(t)
 	go func() {
-		guestHandshake(g)
-		g.Write(bytes.Repeat([]byte{0xff}, 1<<16))
+		assert.Check(t, guestHandshake(g))
+		_, _ = g.Write(bytes.Repeat([]byte{0xff}, 1<<16)) // the host may hang up meanwhile
 	}()
 	s, err := Host(t.Context(), h)
 	if err != nil {
@@ -182,6 +184,14 @@ func TestGarbageAfterHandshakeEndsSession(t *testing.T) {
 	<-s.Done()
 	_, err = s.Open()
 	assert.Assert(t, err != nil)
+}
+
+func TestStreamOfTheGuestEndsSession(t *testing.T) {
+	host, guest := sessions(t)
+	_, err := guest.mux.Open()
+	assert.NilError(t, err)
+	<-host.Done()
+	<-guest.Done()
 }
 
 func FuzzReadHello(f *testing.F) {
