@@ -46,13 +46,54 @@ func (h Host) ProbeAccel(requested string) (accel hypervisor.Accel, note string,
 	return "", "", hypervisor.Errorf(errdefs.ErrInvalidArgument, "accelerator %q: not one of auto, kvm, tcg", requested)
 }
 
+// Groups are the groups that a user without privileges needs to run VMs with an
+// accelerator that ProbeAccel has chosen: under KVM that of the device, where not
+// everybody may use it.
+func (h Host) Groups(accel hypervisor.Accel) ([]uint32, error) {
+	if accel != hypervisor.KVM {
+		return nil, nil
+	}
+	f, err := os.OpenFile(h.KVM, os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	groups, why := kvmGroups(f)
+	if why != "" {
+		return nil, hypervisor.Errorf(errdefs.ErrFailedPrecondition, "%s: %s", h.KVM, why)
+	}
+	return groups, nil
+}
+
+// kvmGroups tells by which group a user without privileges can use the device, none if
+// everybody can, or why he cannot. Root's group is no choice: it can do more than that.
+func kvmGroups(device *os.File) (groups []uint32, why string) {
+	const readWrite = 0o6
+	var st unix.Stat_t
+	if err := unix.Fstat(int(device.Fd()), &st); err != nil {
+		return nil, err.Error()
+	}
+	switch {
+	case st.Mode&readWrite == readWrite:
+		return nil, ""
+	case st.Gid != 0 && st.Mode>>3&readWrite == readWrite:
+		return []uint32{st.Gid}, ""
+	}
+	return nil, fmt.Sprintf("it is for root alone (group %d, mode %04o), and VMs do not run as root; "+
+		"give it to a group of its own with mode 0660", st.Gid, st.Mode&0o7777)
+}
+
 // kvmLacks says why KVM cannot be used, or nothing.
 func (h Host) kvmLacks() string {
 	f, err := os.OpenFile(h.KVM, os.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err.Error()
 	}
+	_, why := kvmGroups(f)
 	f.Close()
+	if why != "" {
+		return fmt.Sprintf("%s: %s", h.KVM, why)
+	}
 	info, err := os.ReadFile(h.CPUInfo)
 	if err != nil {
 		return err.Error()

@@ -49,7 +49,7 @@ func TestProbeAccel(t *testing.T) {
 			dir := t.TempDir()
 			host := qemu.Host{KVM: filepath.Join(dir, "kvm"), CPUInfo: filepath.Join(dir, "cpuinfo")}
 			if c.device {
-				assert.NilError(t, os.WriteFile(host.KVM, nil, 0o600))
+				makeDevice(t, host.KVM, 0, 0o666)
 			}
 			assert.NilError(t, os.WriteFile(host.CPUInfo, []byte(c.cpuinfo), 0o600))
 			accel, note, err := host.ProbeAccel(c.requested)
@@ -66,6 +66,56 @@ func TestProbeAccel(t *testing.T) {
 			for _, text := range c.notes {
 				assert.Assert(t, strings.Contains(note, text), "%s", note)
 			}
+		})
+	}
+}
+
+func makeDevice(t *testing.T, path string, group int, mode os.FileMode) {
+	t.Helper()
+	assert.NilError(t, os.WriteFile(path, nil, 0o600))
+	if group != 0 {
+		assert.NilError(t, os.Chown(path, -1, group))
+	}
+	assert.NilError(t, os.Chmod(path, mode))
+}
+
+// The VMM is not root: it needs the device's group, and root's is not for it.
+func TestGroupsOfKVM(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to give a file to a group")
+	}
+	for _, c := range []struct {
+		name  string
+		group int
+		mode  os.FileMode
+		want  []uint32
+		why   string
+	}{
+		{name: "everybody", group: 0, mode: 0o666},
+		{name: "a group", group: 108, mode: 0o660, want: []uint32{108}},
+		{name: "root's group", group: 0, mode: 0o660, why: "for root alone (group 0, mode 0660)"},
+		{name: "a group that may read", group: 108, mode: 0o640, why: "for root alone (group 108, mode 0640)"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			host := qemu.Host{KVM: filepath.Join(dir, "kvm"), CPUInfo: filepath.Join(dir, "cpuinfo")}
+			makeDevice(t, host.KVM, c.group, c.mode)
+			assert.NilError(t, os.WriteFile(host.CPUInfo, []byte("flags : vmx\n"), 0o600))
+			accel, note, err := host.ProbeAccel("auto")
+			assert.NilError(t, err)
+			groups, err := host.Groups(hypervisor.KVM)
+			if c.why != "" {
+				assert.Equal(t, accel, hypervisor.TCG)
+				assert.Assert(t, strings.Contains(note, c.why), "%s", note)
+				assert.ErrorContains(t, err, c.why)
+				return
+			}
+			assert.Equal(t, accel, hypervisor.KVM)
+			assert.NilError(t, err)
+			assert.DeepEqual(t, groups, c.want)
+			groups, err = host.Groups(hypervisor.TCG)
+			assert.NilError(t, err)
+			assert.Equal(t, len(groups), 0)
 		})
 	}
 }
