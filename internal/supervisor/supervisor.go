@@ -180,8 +180,13 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 	if err != nil {
 		return nil, s, err
 	}
+	user, err := vmUser(opts.Pod, accel)
+	if err != nil {
+		return nil, s, err
+	}
+	driver := qemu.New(log)
 	dir := store.PodDir(opts.Pod)
-	record.Driver, record.Accel, record.AccelNote, record.Kernel = "qemu", string(accel), note, guest.Release
+	record.Driver, record.Accel, record.AccelNote, record.Kernel = driver.Name(), string(accel), note, guest.Release
 	if record.Supervisor, err = state.ProcessOf(os.Getpid()); err != nil {
 		return nil, s, err
 	}
@@ -199,7 +204,6 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 	if s.api, err = unixsock.Listen(dir, Socket, "unix"); err != nil {
 		return nil, s, err
 	}
-	driver := qemu.New(log)
 	share := storage.NewShare(storage.ShareConfig{
 		Dir:        filepath.Join(dir, "share"),
 		Virtiofsd:  cfg.Virtiofsd,
@@ -209,7 +213,7 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 	})
 	vm := hypervisor.Config{
 		ID: opts.Pod, Binary: cfg.QEMU, Kernel: guest.Kernel, Initrd: guest.Initrd, Accel: accel, RunDir: dir,
-		User: vmUser(opts.Pod),
+		User: user,
 	}
 	if opts.Debug {
 		vm.KernelArgs = append(vm.KernelArgs, "runv.log=debug", "loglevel=7")
@@ -232,11 +236,15 @@ const (
 )
 
 // vmUser is whom the pod's VMM runs as.
-func vmUser(podID string) *hypervisor.User {
+func vmUser(podID string, accel hypervisor.Accel) (*hypervisor.User, error) {
+	groups, err := qemu.ThisHost().Groups(accel)
+	if err != nil {
+		return nil, fmt.Errorf("choose user of the VMM: %w", err)
+	}
 	h := fnv.New32a()
 	_, _ = io.WriteString(h, podID)
 	id := vmUserBase + h.Sum32()%vmUserCount
-	return &hypervisor.User{UID: id, GID: id}
+	return &hypervisor.User{UID: id, GID: id, Groups: groups}, nil
 }
 
 // stopServer lets answers in flight go out.
