@@ -89,11 +89,7 @@ func (h Host) kvmLacks() string {
 	if err != nil {
 		return err.Error()
 	}
-	_, why := kvmGroups(f)
-	f.Close()
-	if why != "" {
-		return fmt.Sprintf("%s: %s", h.KVM, why)
-	}
+	defer f.Close()
 	info, err := os.ReadFile(h.CPUInfo)
 	if err != nil {
 		return err.Error()
@@ -110,6 +106,9 @@ func (h Host) kvmLacks() string {
 			return fmt.Sprintf("%s opens, but the processor has neither vmx nor svm", h.KVM)
 		}
 		break
+	}
+	if _, why := kvmGroups(f); why != "" {
+		return h.KVM + ": " + why
 	}
 	return ""
 }
