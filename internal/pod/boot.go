@@ -199,8 +199,12 @@ func (p *Pod) awaitBoot(ctx context.Context) (*factory.VM, error) {
 }
 
 // explain replaces an error of a call to the agent by its cause when the VM
-// has died of it: the call only knows that the connection is lost.
+// has died of it: the call only knows that the connection is lost. It may wait for
+// seconds, so it is not for the pod's goroutine. nil stays nil.
 func (p *Pod) explain(err error, vm *factory.VM) error {
+	if err == nil {
+		return nil
+	}
 	if !errdefs.IsUnavailable(err) {
 		select {
 		case <-vm.Agent.Done():

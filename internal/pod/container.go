@@ -194,11 +194,7 @@ func (p *Pod) addToShare(ctx context.Context, c *container, b *bundle.Bundle) (s
 func (p *Pod) awaitStandIn(ctx context.Context, token standin.Token) (*standin.Peer, error) {
 	ctx, cancel := context.WithTimeout(ctx, standInTimeout)
 	defer cancel()
-	peer, err := p.cfg.StandIns.Await(ctx, token)
-	if err != nil {
-		return nil, fmt.Errorf("await stand-in: %w", err)
-	}
-	return peer, nil
+	return p.cfg.StandIns.Await(ctx, token)
 }
 
 // created moves a container on and begins its input and output. On the pod's goroutine.

@@ -292,7 +292,8 @@ func (p *Pod) watchEvents(vm *factory.VM) {
 	}()
 	stream, err := vm.Agent.Guest.Events(ctx, &agentv1.EventsRequest{})
 	if err != nil {
-		p.post(func() { p.fail(fmt.Errorf("follow the agent's events: %w", p.explain(agentclient.Error(err), vm))) })
+		err = fmt.Errorf("follow the agent's events: %w", p.explain(agentclient.Error(err), vm))
+		p.post(func() { p.fail(err) })
 		return
 	}
 	for next := uint64(1); ; next++ {
