@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -55,6 +56,9 @@ func newWorld(t *testing.T) *world {
 	if _, err := os.Stat(busybox); err != nil {
 		t.Skip("needs a static busybox")
 	}
+	if inChroot(t) {
+		t.Skip("in a chroot containers are not made as in the guest: the root is not their mount namespace's")
+	}
 	w := &world{t: t, events: eventlog.New(), rootfs: t.TempDir()}
 	for _, dir := range []string{"bin", "etc", "proc", "sys", "dev", "tmp"} {
 		assert.NilError(t, os.Mkdir(filepath.Join(w.rootfs, dir), 0o755))
@@ -84,6 +88,32 @@ func newWorld(t *testing.T) *world {
 		running.Wait()
 	})
 	return w
+}
+
+// inChroot tells whether / is another directory than the root of the mount
+// namespace, to which setns leads.
+func inChroot(t *testing.T) bool {
+	t.Helper()
+	inode := func() [2]uint64 {
+		var st unix.Stat_t
+		assert.Check(t, unix.Stat("/", &st))
+		return [2]uint64{st.Dev, st.Ino}
+	}
+	before := inode()
+	after := make(chan [2]uint64)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends here
+		defer close(after)
+		fd, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if !assert.Check(t, err) {
+			return
+		}
+		defer unix.Close(fd)
+		if assert.Check(t, unix.Unshare(unix.CLONE_FS)) && assert.Check(t, unix.Setns(fd, unix.CLONE_NEWNS)) {
+			after <- inode()
+		}
+	}()
+	return <-after != before
 }
 
 // mountCgroups returns the path for a hierarchy of the test's own.
