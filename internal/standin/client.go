@@ -84,7 +84,7 @@ func sendHello(ctx context.Context, conn *net.UnixConn, h hello, files [maxFiles
 	}
 	_, _, err := conn.WriteMsgUnix(h.encode(), unix.UnixRights(fds...), nil)
 	runtime.KeepAlive(files)
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.EPIPE) { // refused before it was read: Wait tells why
 		return err
 	}
 	return conn.SetWriteDeadline(time.Time{})
