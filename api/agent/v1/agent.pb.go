@@ -9,7 +9,8 @@
 // Errors are gRPC status codes as containerd's errdefs maps them:
 // INVALID_ARGUMENT, NOT_FOUND (also: program not found), PERMISSION_DENIED
 // (program not executable), ALREADY_EXISTS, FAILED_PRECONDITION (wrong state),
-// DEADLINE_EXCEEDED, INTERNAL.
+// RESOURCE_EXHAUSTED (init was killed for want of memory), UNIMPLEMENTED,
+// DEADLINE_EXCEEDED, CANCELED, INTERNAL.
 //
 // The guest is hostile to the host: the host bounds and validates every answer.
 

@@ -253,14 +253,16 @@ type ContainersClient interface {
 	Start(ctx context.Context, in *StartRequest, opts ...grpc.CallOption) (*StartResponse, error)
 	// State tells the container's state. NOT_FOUND when unknown.
 	State(ctx context.Context, in *StateRequest, opts ...grpc.CallOption) (*StateResponse, error)
-	// Delete removes a stopped container, or with `force` any. With `force` an
-	// unknown container is success.
+	// Delete removes a container that has stopped or was never started, or with
+	// `force` any. FAILED_PRECONDITION for another, NOT_FOUND when unknown; with
+	// `force` an unknown container is success. With the pod's last container it
+	// answers when the VM has gone.
 	Delete(ctx context.Context, in *DeleteRequest, opts ...grpc.CallOption) (*DeleteResponse, error)
-	// Pause freezes a running container. Idempotent.
+	// Pause freezes a running container. FAILED_PRECONDITION unless running.
 	Pause(ctx context.Context, in *PauseRequest, opts ...grpc.CallOption) (*PauseResponse, error)
-	// Resume thaws a paused container. Idempotent.
+	// Resume thaws a paused container. FAILED_PRECONDITION unless paused.
 	Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (*ResumeResponse, error)
-	// Stats reads what the container uses.
+	// Stats reads what the container uses. FAILED_PRECONDITION when stopped.
 	Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (*StatsResponse, error)
 }
 
@@ -356,14 +358,16 @@ type ContainersServer interface {
 	Start(context.Context, *StartRequest) (*StartResponse, error)
 	// State tells the container's state. NOT_FOUND when unknown.
 	State(context.Context, *StateRequest) (*StateResponse, error)
-	// Delete removes a stopped container, or with `force` any. With `force` an
-	// unknown container is success.
+	// Delete removes a container that has stopped or was never started, or with
+	// `force` any. FAILED_PRECONDITION for another, NOT_FOUND when unknown; with
+	// `force` an unknown container is success. With the pod's last container it
+	// answers when the VM has gone.
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
-	// Pause freezes a running container. Idempotent.
+	// Pause freezes a running container. FAILED_PRECONDITION unless running.
 	Pause(context.Context, *PauseRequest) (*PauseResponse, error)
-	// Resume thaws a paused container. Idempotent.
+	// Resume thaws a paused container. FAILED_PRECONDITION unless paused.
 	Resume(context.Context, *ResumeRequest) (*ResumeResponse, error)
-	// Stats reads what the container uses.
+	// Stats reads what the container uses. FAILED_PRECONDITION when stopped.
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
 	mustEmbedUnimplementedContainersServer()
 }
@@ -598,19 +602,24 @@ const (
 //
 // Processes is the life of the processes of containers. exec_id "" is init.
 type ProcessesClient interface {
-	// Exec adds a process to a running container and starts it.
+	// Exec adds a process to a created or running container and answers when it
+	// has become the program. NOT_FOUND for a program that is missing,
+	// PERMISSION_DENIED for one that cannot be executed, FAILED_PRECONDITION in
+	// another state.
 	Exec(ctx context.Context, in *ExecRequest, opts ...grpc.CallOption) (*ExecResponse, error)
 	// Signal sends a signal to a process, or to all of a container.
-	// NOT_FOUND when it has exited.
+	// FAILED_PRECONDITION when it has exited, NOT_FOUND when unknown.
 	Signal(ctx context.Context, in *SignalRequest, opts ...grpc.CallOption) (*SignalResponse, error)
 	// Resize sets the size of a process's terminal.
 	Resize(ctx context.Context, in *ResizeRequest, opts ...grpc.CallOption) (*ResizeResponse, error)
 	// CloseStdin ends the process's standard input after what was sent. Idempotent.
 	CloseStdin(ctx context.Context, in *CloseStdinRequest, opts ...grpc.CallOption) (*CloseStdinResponse, error)
 	// Wait blocks until the process has exited and its output was delivered, and
-	// tells its status. Idempotent.
+	// tells its status. Idempotent; NOT_FOUND when unknown, as all but the newest
+	// 256 processes that have exited are.
 	Wait(ctx context.Context, in *WaitRequest, opts ...grpc.CallOption) (*WaitResponse, error)
 	// List lists all processes in the container, with their pids in the guest.
+	// FAILED_PRECONDITION when it has stopped.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 }
 
@@ -688,19 +697,24 @@ func (c *processesClient) List(ctx context.Context, in *ListRequest, opts ...grp
 //
 // Processes is the life of the processes of containers. exec_id "" is init.
 type ProcessesServer interface {
-	// Exec adds a process to a running container and starts it.
+	// Exec adds a process to a created or running container and answers when it
+	// has become the program. NOT_FOUND for a program that is missing,
+	// PERMISSION_DENIED for one that cannot be executed, FAILED_PRECONDITION in
+	// another state.
 	Exec(context.Context, *ExecRequest) (*ExecResponse, error)
 	// Signal sends a signal to a process, or to all of a container.
-	// NOT_FOUND when it has exited.
+	// FAILED_PRECONDITION when it has exited, NOT_FOUND when unknown.
 	Signal(context.Context, *SignalRequest) (*SignalResponse, error)
 	// Resize sets the size of a process's terminal.
 	Resize(context.Context, *ResizeRequest) (*ResizeResponse, error)
 	// CloseStdin ends the process's standard input after what was sent. Idempotent.
 	CloseStdin(context.Context, *CloseStdinRequest) (*CloseStdinResponse, error)
 	// Wait blocks until the process has exited and its output was delivered, and
-	// tells its status. Idempotent.
+	// tells its status. Idempotent; NOT_FOUND when unknown, as all but the newest
+	// 256 processes that have exited are.
 	Wait(context.Context, *WaitRequest) (*WaitResponse, error)
 	// List lists all processes in the container, with their pids in the guest.
+	// FAILED_PRECONDITION when it has stopped.
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	mustEmbedUnimplementedProcessesServer()
 }
