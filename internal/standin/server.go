@@ -312,9 +312,9 @@ func (p *Peer) send(r reply) error {
 
 // receiveHello reads the first message of a connection. It checks who speaks.
 func receiveHello(conn *net.UnixConn) (p *Peer, token Token, err error) {
-	cred, err := credentials(conn)
+	cred, err := unixsock.Peer(conn)
 	if err != nil {
-		return nil, token, fmt.Errorf("read peer's credentials: %w", err)
+		return nil, token, err
 	}
 	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
 		return nil, token, fmt.Errorf("user %d may not use this socket", cred.Uid)
@@ -391,19 +391,6 @@ func receivedFiles(oob []byte) (files []*os.File, err error) {
 		}
 	}
 	return files, err
-}
-
-func credentials(conn *net.UnixConn) (cred *unix.Ucred, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	if ctlErr := raw.Control(func(fd uintptr) {
-		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); ctlErr != nil {
-		return nil, ctlErr
-	}
-	return cred, err
 }
 
 // receive reads one message. A socket that was closed with messages unread gives its peer ECONNRESET

@@ -185,7 +185,7 @@ func handshake(ctx context.Context, conn *net.UnixConn, s setup) error {
 }
 
 // Wait blocks until the stand-in has ended and returns its status, 128+n after
-// signal n. Call it once, and not after Release.
+// signal n. Call it once, or never for one that outlives the caller.
 func (p *Process) Wait() (status uint32, err error) {
 	state, err := p.process.Wait()
 	if err != nil {
@@ -200,9 +200,6 @@ func (p *Process) Wait() (status uint32, err error) {
 
 // Signal sends a signal to the stand-in, os.ErrProcessDone when it was awaited.
 func (p *Process) Signal(n unix.Signal) error { return p.process.Signal(n) }
-
-// Release gives up the handle of a stand-in that nobody here will await.
-func (p *Process) Release() error { return p.process.Release() }
 
 // openPty makes a pseudo terminal whose slave passes everything as it is: the
 // terminal with a line discipline is the one in the guest.

@@ -1,5 +1,5 @@
 // Package unixsock binds and dials unix sockets in directories whose paths are
-// too long for a socket address (108 bytes, unix(7)).
+// too long for a socket address (108 bytes, unix(7)), and tells who is at the other end.
 //
 // It owns nothing but that detour: short paths are used as they are, so that
 // tools show them; long ones go through /proc/self/fd. Host packages that serve
@@ -60,6 +60,23 @@ func Dial(ctx context.Context, dir, name, network string) (*net.UnixConn, error)
 		return nil, fmt.Errorf("connect to %s: %w", filepath.Join(dir, name), cause(err))
 	}
 	return conn.(*net.UnixConn), nil
+}
+
+// Peer tells which process is at the other end of a connection, as the kernel knows it.
+func Peer(conn *net.UnixConn) (*unix.Ucred, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("identify peer: %w", err)
+	}
+	var cred *unix.Ucred
+	var credErr error
+	err = raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	if err := errors.Join(err, credErr); err != nil {
+		return nil, fmt.Errorf("identify peer: %w", err)
+	}
+	return cred, nil
 }
 
 // address makes a socket address for dir/name that fits. It is valid until done
