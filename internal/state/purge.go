@@ -15,10 +15,6 @@ import (
 	"runv/internal/unixsock"
 )
 
-// supervisorSocket is the socket that a pod's supervisor listens on, in the
-// pod's directory.
-const supervisorSocket = "supervisor.sock"
-
 // Purge removes a container by force and from disk alone: it kills the
 // container's stand-in and removes its directory, and when no other container
 // names its pod it kills the pod's supervisor and VM, unmounts what is mounted
@@ -244,20 +240,13 @@ func loose[T any](path string) (v T, clean bool) {
 func servedBy(dir string) (Process, bool) {
 	ctx, cancel := bounded(time.Second)
 	defer cancel()
-	conn, err := unixsock.Dial(ctx, dir, supervisorSocket, "unix")
+	conn, err := unixsock.Dial(ctx, dir, SupervisorSocket, "unix")
 	if err != nil {
 		return Process{}, false
 	}
 	defer conn.Close()
-	raw, err := conn.SyscallConn()
+	cred, err := unixsock.Peer(conn)
 	if err != nil {
-		return Process{}, false
-	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil || credErr != nil {
 		return Process{}, false
 	}
 	p, err := ProcessOf(int(cred.Pid))

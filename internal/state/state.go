@@ -47,6 +47,13 @@ const (
 	maxPhases = 256     // timed phases of a pod
 )
 
+// Names of the supervisor's files in the pod's directory that others look for.
+const (
+	SupervisorSocket = "supervisor.sock" // where it serves its API
+	EventsFile       = "events.log"      // the pod's journal
+	ConsoleFile      = "console.log"     // what the guest's console has shown
+)
+
 // Status is where a container is in its life.
 type Status string
 

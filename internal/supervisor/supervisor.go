@@ -39,22 +39,11 @@ import (
 	"runv/internal/unixsock"
 )
 
-// Names in the pod's directory.
-const (
-	// Socket is where the API is served.
-	Socket = "supervisor.sock"
-	// EventsFile is the pod's journal.
-	EventsFile = "events.log"
-	// ConsoleFile is what the guest's console has shown.
-	ConsoleFile = "console.log"
-)
-
-// ReadyWord is what the supervisor writes to file descriptor 3 when it serves.
-// Anything else it writes there is why it cannot.
-const ReadyWord = "ok"
-
 const (
 	readyFD = 3
+	// readyWord is what the supervisor writes there when it serves. Anything else that
+	// it writes is why it cannot. Its starter, internal/cli, has the same word.
+	readyWord = "ok"
 	// idleTimeout ends a supervisor whose starter has died before it asked for a container.
 	idleTimeout = 30 * time.Second
 	// goodbyeTimeout is what answers in flight get at the end.
@@ -140,13 +129,15 @@ func Run(ctx context.Context, opts Options, hostMounts *mountns.Host, ready *os.
 	server := newServer(p, opts.Version, log)
 	serving := make(chan error, 1)
 	go func() { serving <- server.Serve(serve.api) }()
-	_, _ = fmt.Fprintln(ready, ReadyWord)
+	_, _ = fmt.Fprintln(ready, readyWord)
 	_ = ready.Close()
 
 	err = p.Run(ctx)
 	_ = serve.journal.Close() // followers end
 	stopServer(server)
-	<-serving
+	if serveErr := <-serving; serveErr != nil {
+		log.Warn("serve", "err", serveErr)
+	}
 	_ = serve.standIns.Close()
 	// What is left is for delete: a pod whose containers are all gone leaves nothing.
 	if rmErr := store.RemovePod(opts.Pod); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
@@ -195,13 +186,13 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 	}
 	// From here on a failed start leaves files in the pod's directory only; the
 	// starter purges the pod.
-	if s.journal, err = journal.Open(filepath.Join(dir, EventsFile)); err != nil {
+	if s.journal, err = journal.Open(filepath.Join(dir, state.EventsFile)); err != nil {
 		return nil, s, err
 	}
 	if s.standIns, err = standin.Listen(dir); err != nil {
 		return nil, s, err
 	}
-	if s.api, err = unixsock.Listen(dir, Socket, "unix"); err != nil {
+	if s.api, err = unixsock.Listen(dir, state.SupervisorSocket, "unix"); err != nil {
 		return nil, s, err
 	}
 	share := storage.NewShare(storage.ShareConfig{
