@@ -13,14 +13,13 @@ import (
 
 	supervisorv1 "runv/api/supervisor/v1"
 	"runv/internal/rpcerror"
+	"runv/internal/state"
 	"runv/internal/unixsock"
 )
 
 // callTimeout bounds a call of the supervisor that needs no VM to boot and no
-// user's program to end. Hooks run within start and delete, so it is generous.
+// user's program to end. The supervisor's own calls of the agent may take as long.
 const callTimeout = 60 * time.Second
-
-const supervisorSocket = "supervisor.sock"
 
 // supervisor is a connection to the process that owns a pod. Errors of its
 // calls are converted: they have the text and the kind that the supervisor gave.
@@ -34,7 +33,7 @@ type supervisor struct {
 // dial connects to the supervisor of the pod with this directory.
 // errdefs.ErrUnavailable when nobody listens there. The caller closes it.
 func dial(ctx context.Context, podDir string) (*supervisor, error) {
-	first, err := unixsock.Dial(ctx, podDir, supervisorSocket, "unix")
+	first, err := unixsock.Dial(ctx, podDir, state.SupervisorSocket, "unix")
 	if err != nil {
 		return nil, rpcerror.New(errdefs.ErrUnavailable, fmt.Sprintf("supervisor does not answer: %v", err))
 	}
@@ -45,7 +44,7 @@ func dial(ctx context.Context, podDir string) (*supervisor, error) {
 			first = nil
 			return conn, nil
 		}
-		return unixsock.Dial(ctx, podDir, supervisorSocket, "unix")
+		return unixsock.Dial(ctx, podDir, state.SupervisorSocket, "unix")
 	}
 	conn, err := grpc.NewClient("passthrough:///supervisor",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),

@@ -48,7 +48,7 @@ Examples:
 			if err != nil {
 				return err
 			}
-			f, err := os.Open(filepath.Join(store.PodDir(c.PodID), "console.log"))
+			f, err := os.Open(filepath.Join(store.PodDir(c.PodID), state.ConsoleFile))
 			if errors.Is(err, fs.ErrNotExist) {
 				return rpcerror.New(errdefs.ErrNotFound, "no console yet: the virtual machine has not been started")
 			}

@@ -24,8 +24,8 @@ import (
 )
 
 const (
-	// createSlack is what create may take beyond the boot of the VM: the share,
-	// hooks, the guest's part.
+	// createSlack is what create may take beyond the boot of the VM: the share, the
+	// container's mounts, the guest's part.
 	createSlack = 30 * time.Second
 	// undoTimeout bounds the removal of a container that could not be created.
 	undoTimeout = 20 * time.Second

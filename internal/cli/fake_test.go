@@ -43,7 +43,7 @@ type fakeSupervisor struct {
 
 // serveFake serves a fake for a container, until stop is called.
 func serveFake(store *state.Store, podID, id string) (f *fakeSupervisor, stop func(), err error) {
-	l, err := unixsock.Listen(store.PodDir(podID), "supervisor.sock", "unix")
+	l, err := unixsock.Listen(store.PodDir(podID), state.SupervisorSocket, "unix")
 	if err != nil {
 		return nil, nil, err
 	}

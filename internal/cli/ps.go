@@ -109,7 +109,7 @@ func psTable() []psColumn {
 		{[]string{"ppid"}, "PPID", 5, func(p *supervisorv1.Process, _ time.Time) string { return decimal(p.GetParentPid()) }},
 		{[]string{"c"}, "C", 2, func(p *supervisorv1.Process, now time.Time) string { return psUsage(p, now) }},
 		{[]string{"stime"}, "STIME", -5, func(p *supervisorv1.Process, now time.Time) string { return psStart(p, now) }},
-		{[]string{"tty", "tt"}, "TTY", -8, func(p *supervisorv1.Process, _ time.Time) string { return p.GetTty() }},
+		{[]string{"tty", "tt"}, "TTY", -8, func(p *supervisorv1.Process, _ time.Time) string { return visible(p.GetTty()) }},
 		{[]string{"time", "cputime"}, "TIME", 8, func(p *supervisorv1.Process, _ time.Time) string { return psTime(p) }},
 		{[]string{"cmd", "args", "command"}, "CMD", 0, func(p *supervisorv1.Process, _ time.Time) string { return visible(p.GetCommand()) }},
 	}
