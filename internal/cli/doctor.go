@@ -133,6 +133,7 @@ func checkUser() finding {
 		{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "mounts root file systems into the pod's share"},
 		{unix.CAP_SETUID, "CAP_SETUID", "runs QEMU as another user"},
 		{unix.CAP_SETGID, "CAP_SETGID", "runs QEMU as another group"},
+		{unix.CAP_CHOWN, "CAP_CHOWN", "has virtiofsd, which gives files to the container's users"},
 		{unix.CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE", "reads root file systems of any owner"},
 		{unix.CAP_KILL, "CAP_KILL", "ends QEMU, which is another user's"},
 	} {
