@@ -60,8 +60,8 @@ func importRules() []importRule {
 		{
 			from: []string{"internal/cli"},
 			never: []string{
-				"api/agent/...", "internal/agentclient", "internal/factory", "internal/journal", "internal/pod",
-				"internal/supervisor", "internal/transport",
+				"api/agent/...", "internal/agentclient", "internal/factory", "internal/pod", "internal/supervisor",
+				"internal/transport",
 			},
 			why: "the command line talks to a pod through the supervisor's API or reads its state from disk",
 		},
@@ -77,8 +77,8 @@ func importRules() []importRule {
 		},
 		{
 			from: []string{
-				"internal/bundle", "internal/console", "internal/journal", "internal/rpcerror", "internal/stdio",
-				"internal/transport", "internal/unixsock",
+				"internal/bundle", "internal/console", "internal/journal", "internal/mountns", "internal/rpcerror",
+				"internal/stdio", "internal/transport", "internal/unixsock",
 			},
 			only: []string{},
 			why:  "leaves: each can be read, tested and used alone",

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 
 	supervisorv1 "runv/api/supervisor/v1"
+	"runv/internal/journal"
 	"runv/internal/rpcerror"
 	"runv/internal/state"
 )
@@ -29,6 +31,9 @@ func (a *app) eventsCommand() *urfave.Command {
 event of type stats, until the container has stopped. Types: create, start,
 exec-added, exec-started, exit, oom, paused, resumed, delete, stats, and lost
 when this reader was too slow. The lines have runc's shape: type, id, data.
+
+Of a container that has stopped the events that were recorded are printed, also
+when the supervisor is dead.
 
 Examples:
    runv events --stats web
@@ -49,15 +54,18 @@ Examples:
 			if err != nil {
 				return err
 			}
+			out := json.NewEncoder(a.prog.Stdout)
 			if store.Live(c) == state.Stopped {
-				return errNotRunning
+				if once {
+					return errNotRunning
+				}
+				return printRecorded(filepath.Join(store.PodDir(c.PodID), state.EventsFile), id, out)
 			}
 			sup, err := dial(ctx, store.PodDir(c.PodID))
 			if err != nil {
 				return err
 			}
 			defer sup.close()
-			out := json.NewEncoder(a.prog.Stdout)
 			if once {
 				return printStats(ctx, sup, id, out)
 			}
@@ -81,6 +89,27 @@ type eventData struct {
 	Pid    uint32    `json:"pid,omitempty"`
 	Status *uint32   `json:"status,omitempty"` // of exit
 	Lost   uint64    `json:"lost,omitempty"`   // of lost
+}
+
+// printRecorded prints the events of a container that a pod's journal has.
+func printRecorded(path, id string, out *json.Encoder) error {
+	events, err := journal.Read(path, 0)
+	if err != nil {
+		return err
+	}
+	for _, ev := range events {
+		if ev.Container != id {
+			continue
+		}
+		data := eventData{Seq: ev.Seq, Time: ev.Time.UTC(), ExecID: ev.Exec, Pid: uint32(ev.PID)}
+		if ev.Type == journal.Exit {
+			data.Status = new(ev.Status)
+		}
+		if err := out.Encode(event{Type: ev.Type, ID: id, Data: data}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func printStats(ctx context.Context, sup *supervisor, id string, out *json.Encoder) error {
@@ -113,7 +142,7 @@ func followEvents(ctx context.Context, sup *supervisor, id string, interval time
 			if err := out.Encode(eventOf(ev)); err != nil {
 				return err
 			}
-			if ev.GetType() == "exit" && ev.GetExecId() == "" || ev.GetType() == "delete" {
+			if ev.GetType() == journal.Exit && ev.GetExecId() == "" || ev.GetType() == journal.Delete {
 				return nil
 			}
 		case <-tick.C:
@@ -153,7 +182,7 @@ func eventOf(ev *supervisorv1.Event) event {
 		Pid:    ev.GetPid(),
 		Lost:   ev.GetLost(),
 	}
-	if ev.GetType() == "exit" {
+	if ev.GetType() == journal.Exit {
 		data.Status = new(ev.GetStatus())
 	}
 	return event{Type: ev.GetType(), ID: ev.GetContainerId(), Data: data}

@@ -1,0 +1,4 @@
+package journal
+
+// Decode reads the text of a journal.
+var Decode = decode
