@@ -45,7 +45,7 @@ type agent struct {
 	stdin   map[string]net.Conn
 	signals chan uint32
 	// What the next calls do; nil: succeed.
-	create, start func() error
+	create, start, exec func() error
 }
 
 func newAgent() *agent {
@@ -137,12 +137,15 @@ func (a *agent) claim(id, execID string, s *agentv1.Stdio) error {
 func (a *agent) Info(context.Context, *agentv1.InfoRequest) (*agentv1.InfoResponse, error) {
 	return &agentv1.InfoResponse{}, nil
 }
+
 func (a *agent) Configure(context.Context, *agentv1.ConfigureRequest) (*agentv1.ConfigureResponse, error) {
 	return &agentv1.ConfigureResponse{}, nil
 }
+
 func (a *agent) Shutdown(context.Context, *agentv1.ShutdownRequest) (*agentv1.ShutdownResponse, error) {
 	return &agentv1.ShutdownResponse{}, nil
 }
+
 func (a *agent) Events(ctx context.Context, _ *agentv1.EventsRequest, stream agentv1.Guest_EventsServer) error {
 	for {
 		select {
@@ -157,6 +160,7 @@ func (a *agent) Events(ctx context.Context, _ *agentv1.EventsRequest, stream age
 		}
 	}
 }
+
 func (a *agent) Create(_ context.Context, r *agentv1.CreateRequest) (*agentv1.CreateResponse, error) {
 	if a.create != nil {
 		if err := a.create(); err != nil {
@@ -165,6 +169,7 @@ func (a *agent) Create(_ context.Context, r *agentv1.CreateRequest) (*agentv1.Cr
 	}
 	return &agentv1.CreateResponse{Pid: 10}, a.claim(r.Id, "", r.Stdio)
 }
+
 func (a *agent) Start(context.Context, *agentv1.StartRequest) (*agentv1.StartResponse, error) {
 	if a.start != nil {
 		if err := a.start(); err != nil {
@@ -173,24 +178,36 @@ func (a *agent) Start(context.Context, *agentv1.StartRequest) (*agentv1.StartRes
 	}
 	return &agentv1.StartResponse{}, nil
 }
+
 func (a *agent) Delete(context.Context, *agentv1.DeleteRequest) (*agentv1.DeleteResponse, error) {
 	return &agentv1.DeleteResponse{}, nil
 }
+
 func (a *agent) Pause(context.Context, *agentv1.PauseRequest) (*agentv1.PauseResponse, error) {
 	return &agentv1.PauseResponse{}, nil
 }
+
 func (a *agent) Resume(context.Context, *agentv1.ResumeRequest) (*agentv1.ResumeResponse, error) {
 	return &agentv1.ResumeResponse{}, nil
 }
+
 func (a *agent) Stats(context.Context, *agentv1.StatsRequest) (*agentv1.StatsResponse, error) {
 	return &agentv1.StatsResponse{PidsCurrent: 1}, nil
 }
+
 func (a *agent) Processes(context.Context, *agentv1.ProcessesRequest) (*agentv1.ProcessesResponse, error) {
 	return &agentv1.ProcessesResponse{Processes: []*agentv1.Process{{Pid: 10}}}, nil
 }
+
 func (a *agent) Exec(_ context.Context, r *agentv1.ExecRequest) (*agentv1.ExecResponse, error) {
+	if a.exec != nil {
+		if err := a.exec(); err != nil {
+			return nil, err
+		}
+	}
 	return &agentv1.ExecResponse{Pid: 11}, a.claim(r.ContainerId, r.ExecId, r.Stdio)
 }
+
 func (a *agent) Signal(_ context.Context, r *agentv1.SignalRequest) (*agentv1.SignalResponse, error) {
 	a.signals <- r.Signal
 	if r.Signal == 9 {
@@ -198,6 +215,7 @@ func (a *agent) Signal(_ context.Context, r *agentv1.SignalRequest) (*agentv1.Si
 	}
 	return &agentv1.SignalResponse{}, nil
 }
+
 func (a *agent) Resize(context.Context, *agentv1.ResizeRequest) (*agentv1.ResizeResponse, error) {
 	return &agentv1.ResizeResponse{}, nil
 }
@@ -221,6 +239,7 @@ func (s *noShare) Add(_ context.Context, id string, _ storage.Root, _ map[int]st
 	s.added[id] = true
 	return storage.Mapping{Root: "/share/" + id}, nil
 }
+
 func (s *noShare) Remove(id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -272,7 +291,8 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(func() {
 		cancel()
 		select {
-		case <-w.ran:
+		case err := <-w.ran:
+			t.Log("the pod ended:", err)
 		case <-time.After(20 * time.Second):
 			t.Error("the pod does not end")
 		}
@@ -483,8 +503,7 @@ func TestFailedCreateIsUndone(t *testing.T) {
 			tc.sabotage(w)
 			_, err := w.create("web", 1)
 			assert.ErrorContains(t, err, tc.want)
-			<-w.ran
-			w.ran <- nil
+			w.ran <- <-w.ran // it ends
 			assert.Equal(t, w.status("web"), state.Status(""))
 			w.share.mu.Lock()
 			assert.Equal(t, len(w.share.added), 0)

@@ -133,7 +133,7 @@ func (e *Env) left() string {
 	if err != nil {
 		fmt.Fprintln(&b, err)
 	}
-	for _, line := range strings.Split(string(mounts), "\n") {
+	for line := range strings.SplitSeq(string(mounts), "\n") {
 		if strings.Contains(line, e.Dir) {
 			fmt.Fprintf(&b, "mount %s\n", line)
 		}
@@ -152,7 +152,7 @@ func children() string {
 	tasks, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, task := range tasks {
 		data, _ := os.ReadFile(task)
-		for _, field := range strings.Fields(string(data)) {
+		for field := range strings.FieldsSeq(string(data)) {
 			pid, _ := strconv.Atoi(field)
 			comm, _ := os.ReadFile(filepath.Join("/proc", field, "comm"))
 			name := strings.TrimSpace(string(comm))
@@ -345,7 +345,7 @@ func WriteRootfs(dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, applet := range strings.Fields(string(list)) {
+	for applet := range strings.FieldsSeq(string(list)) {
 		if applet == "busybox" {
 			continue
 		}

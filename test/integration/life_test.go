@@ -268,7 +268,7 @@ echo $$
 // have different limits of their own.
 func normal(out string) []string {
 	var lines []string
-	for _, line := range strings.Split(out, "\n") {
+	for line := range strings.SplitSeq(out, "\n") {
 		switch {
 		case strings.HasPrefix(line, "/sys/fs/cgroup"):
 		case strings.Contains(line, "/proc/kcore"), strings.Contains(line, "/proc/sysrq-trigger"): // if the kernel has them

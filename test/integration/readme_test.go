@@ -54,7 +54,7 @@ func TestReadmeNamesWhatThereIs(t *testing.T) {
 	assert.Assert(t, ok)
 	table, _, _ = strings.Cut(table, "\n## ")
 	var documented []string
-	for _, line := range strings.Split(table, "\n") {
+	for line := range strings.SplitSeq(table, "\n") {
 		if cell, _, ok := strings.Cut(strings.TrimPrefix(line, "| "), " |"); ok && strings.HasPrefix(line, "| `") {
 			documented = append(documented, strings.Split(strings.ReplaceAll(cell, "`", ""), ", ")...)
 		}

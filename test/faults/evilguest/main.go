@@ -87,7 +87,7 @@ func openPort() (*os.File, error) {
 		}
 	}
 	list, _ := os.ReadFile("/etc/runv/modules.early")
-	for _, path := range strings.Fields(string(list)) {
+	for path := range strings.FieldsSeq(string(list)) {
 		f, err := os.Open(path)
 		if err != nil {
 			return nil, err
