@@ -23,9 +23,10 @@ import (
 	"runv/internal/transport"
 )
 
-// callTimeout bounds calls whose context has no deadline. Calls wait for one
-// fork and exec in the guest at most, slow as that may be under load.
-const callTimeout = 60 * time.Second
+// callTimeout bounds all calls. Calls wait for one fork and exec in the guest at
+// most, slow as that may be under load. Users wait a little longer for the supervisor, so
+// that they hear who it was that did not answer.
+const callTimeout = 45 * time.Second
 
 // Client talks to one agent. It is safe for concurrent use.
 type Client struct {
@@ -76,11 +77,8 @@ func (c *Client) Close() error {
 // boundCall gives calls a deadline and their errors a kind and a bounded text. The
 // guest's own errors are in the answer, where ttrpc would take them from only later.
 func boundCall(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ *ttrpc.UnaryClientInfo, invoke ttrpc.Invoker) error {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	err := invoke(ctx, req, resp)
 	if err == nil && resp.Status != nil {
 		err = status.ErrorProto(resp.Status) // nil for the code OK
@@ -99,7 +97,7 @@ func Error(err error) error {
 	}
 	err = rpcerror.FromStatus(err)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return rpcerror.New(context.DeadlineExceeded, "agent: no answer in time")
+		return rpcerror.New(context.DeadlineExceeded, "agent: no answer in time: the guest hangs, or is overloaded")
 	}
 	return err
 }

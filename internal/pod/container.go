@@ -134,6 +134,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	proc := newProcess(c, initProcess, peer)
 	if err := p.do(ctx, func() error { c.record.StandIn = proc.standIn; return p.addProcess(proc) }); err != nil {
 		_ = peer.Close()
+		peer.CloseStdio()
 		return 0, err
 	}
 	if err := p.awaitShare(ctx); err != nil {
@@ -303,7 +304,8 @@ func (p *Pod) inspect(ctx context.Context, v verb, id string) (vm *factory.VM, e
 // operate runs a verb that changes a container, one at a time for each: it admits the verb, calls the
 // agent, and lets commit change the record on the pod's goroutine.
 func (p *Pod) operate(ctx context.Context, v verb, id string, call func(ctx context.Context, vm *factory.VM) error, commit func(c *container)) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+	// A caller who goes away does not end what the agent does: the record must tell how that ended.
+	callCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 	var c *container
 	var vm *factory.VM
@@ -334,7 +336,7 @@ func (p *Pod) operate(ctx context.Context, v verb, id string, call func(ctx cont
 			}
 		}
 	}
-	err := p.explain(agentclient.Error(call(ctx, vm)), vm)
+	err := p.explain(agentclient.Error(call(callCtx, vm)), vm)
 	_ = p.do(context.WithoutCancel(ctx), func() error {
 		if err == nil {
 			commit(c)

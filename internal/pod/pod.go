@@ -72,6 +72,8 @@ type Pod struct {
 	inputs chan func()
 	ended  chan struct{} // closed when Run has returned
 	boot   boot
+	// starting has a place for each exec that is with the agent.
+	starting chan struct{}
 
 	// What follows belongs to the goroutine of Run.
 	state      State
@@ -92,6 +94,7 @@ func New(cfg Config) *Pod {
 		inputs:     make(chan func()),
 		ended:      make(chan struct{}),
 		boot:       boot{done: make(chan struct{})},
+		starting:   make(chan struct{}, maxStarting),
 		state:      Idle,
 		record:     cfg.Record,
 		containers: make(map[string]*container),

@@ -31,6 +31,9 @@ const (
 	stallTimeout = time.Second
 	// keepExits is how many exited processes of a container can still be waited for.
 	keepExits = 256
+	// maxStarting is how many execs are with the agent at once. Their streams reach it before the
+	// calls that name them; it holds 64 of those and drops the rest, which nobody would then find.
+	maxStarting = 16
 )
 
 // process is the pod's record of a process in the guest. It belongs to the
@@ -209,16 +212,10 @@ func (p *Pod) Exec(ctx context.Context, req ExecRequest) (execID string, pid int
 	proc, vm, err := p.admitProcess(ctx, req, peer)
 	if err != nil {
 		_ = peer.Close()
+		peer.CloseStdio()
 		return "", 0, err
 	}
-	stdio, err := proc.openStreams(vm.Agent)
-	if err == nil {
-		_, err = vm.Agent.Processes.Exec(ctx, &agentv1.ExecRequest{
-			ContainerId: req.Container, ExecId: req.ExecID, Process: process, Stdio: stdio,
-		})
-		err = agentclient.Error(err)
-	}
-	if err != nil {
+	if err := p.execInGuest(ctx, vm, proc, process); err != nil {
 		err = p.explain(err, vm)
 		_ = p.do(context.WithoutCancel(ctx), func() error { p.dropProcess(proc); return nil })
 		return "", 0, err
@@ -233,6 +230,25 @@ func (p *Pod) Exec(ctx context.Context, req ExecRequest) (execID string, pid int
 		return nil
 	})
 	return req.ExecID, peer.PID, err
+}
+
+// execInGuest lets the agent start a process. A caller who goes away does not end that: what the
+// agent has begun it finishes, and then the end of the caller's stand-in ends the process.
+func (p *Pod) execInGuest(ctx context.Context, vm *factory.VM, proc *process, spec []byte) error {
+	select {
+	case p.starting <- struct{}{}:
+		defer func() { <-p.starting }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	stdio, err := proc.openStreams(vm.Agent)
+	if err != nil {
+		return err
+	}
+	_, err = vm.Agent.Processes.Exec(context.WithoutCancel(ctx), &agentv1.ExecRequest{
+		ContainerId: proc.c.record.ID, ExecId: proc.execID, Process: spec, Stdio: stdio,
+	})
+	return agentclient.Error(err)
 }
 
 // admitProcess records the process that an Exec is about to start.
@@ -261,6 +277,7 @@ func (p *Pod) admitProcess(ctx context.Context, req ExecRequest, peer *standin.P
 func (p *Pod) dropProcess(proc *process) {
 	proc.discard()
 	_ = proc.peer.Close()
+	proc.peer.CloseStdio() // what no stream has taken over
 	proc.begun()
 	if proc.exiting || proc.state == ProcessExited {
 		return // conclude tells its end

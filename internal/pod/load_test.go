@@ -1,0 +1,109 @@
+package pod_test
+
+import (
+	"context"
+	"io"
+	"testing"
+	"time"
+
+	"gotest.tools/v3/assert"
+
+	"runv/internal/pod"
+	"runv/internal/state"
+)
+
+// TestManyExecsAtOnce has more streams than the agent holds before they are asked for.
+func TestManyExecsAtOnce(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	assert.NilError(t, w.pod.Start(t.Context(), "web"))
+
+	// The agent is slow: it looks at the streams of the first execs when no more calls come.
+	const execs = 50
+	called := make(chan struct{}, execs)
+	look := make(chan struct{})
+	w.agent.exec = func() error {
+		called <- struct{}{}
+		<-look
+		return nil
+	}
+	done := make(chan error, execs)
+	for i := range execs {
+		token := w.standIn(byte(2 + i)).token
+		go func() {
+			_, _, err := w.pod.Exec(context.Background(), pod.ExecRequest{
+				Container: "web", Process: []byte(`{"cwd":"/","args":["true"]}`), StandIn: token,
+			})
+			done <- err
+		}()
+	}
+	for range 16 {
+		<-called
+	}
+	select {
+	case <-called:
+		t.Error("the agent got more calls than it has room for their streams")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(look)
+	for range execs {
+		assert.NilError(t, <-done)
+	}
+	assert.NilError(t, w.pod.Delete(t.Context(), "web", true))
+}
+
+// TestCallerLeaves has callers that go away while the agent works: what it has done stands.
+func TestCallerLeaves(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	called, leave := make(chan struct{}, 1), make(chan struct{})
+	w.agent.start = func() error { called <- struct{}{}; <-leave; return nil }
+	w.agent.exec = w.agent.start
+
+	ctx, cancel := context.WithCancel(t.Context())
+	started := make(chan error, 1)
+	go func() { started <- w.pod.Start(ctx, "web") }()
+	<-called
+	cancel()
+	leave <- struct{}{}
+	assert.NilError(t, <-started)
+	assert.Equal(t, w.status("web"), state.Running)
+
+	ctx, cancel = context.WithCancel(t.Context())
+	c := w.standIn(2)
+	go func() {
+		_, _, err := w.pod.Exec(ctx, pod.ExecRequest{
+			Container: "web", ExecID: "job", Process: []byte(`{"cwd":"/","args":["true"]}`), StandIn: c.token,
+		})
+		started <- err
+	}()
+	<-called
+	cancel()
+	client := <-c.client
+	assert.NilError(t, client.Close())
+	leave <- struct{}{}
+	assert.NilError(t, <-started)
+	assert.Equal(t, <-w.agent.signals, uint32(9), "a process without stand-in is killed")
+	status, _, err := w.pod.Wait(t.Context(), "web", "job")
+	assert.NilError(t, err)
+	assert.Equal(t, status, uint32(137))
+}
+
+// TestRefusedExecLetsGoOfStdio waits for the end of a pipe that only the supervisor holds.
+func TestRefusedExecLetsGoOfStdio(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	request := pod.ExecRequest{Container: "web", ExecID: "job", Process: []byte(`{"cwd":"/","args":["true"]}`)}
+	request.StandIn = w.standIn(2).token
+	_, _, err = w.pod.Exec(t.Context(), request)
+	assert.NilError(t, err)
+	c := w.standIn(3)
+	request.StandIn = c.token
+	_, _, err = w.pod.Exec(t.Context(), request)
+	assert.ErrorContains(t, err, "exists")
+	_, err = io.ReadAll(c.stdout)
+	assert.NilError(t, err)
+}
