@@ -1,8 +1,8 @@
-// Package image builds the guest: the kernel as a vmlinux, the initramfs with the agent and the modules, and the description
-// of both.
+// Package image builds the guest: the kernel as a vmlinux, the initramfs with the agent and the
+// modules, and the description of both.
 //
-// The program in image/mkguest calls it when the project is built; runv itself never does. It runs nothing as the guest and
-// installs nothing on the host. The same inputs give the same bytes.
+// The program in image/mkguest calls it when the project is built; runv itself never does. It runs
+// nothing as the guest and installs nothing on the host. The same inputs give the same bytes.
 package image
 
 import (
@@ -61,8 +61,8 @@ type Config struct {
 	Log        *slog.Logger
 }
 
-// Build makes the guest and returns its description, and whether anything had to be done. It waits while another process
-// builds in the same cache.
+// Build makes the guest and returns its description, and whether anything had to be done. It waits
+// while another process builds in the same cache.
 func Build(ctx context.Context, cfg Config) (*manifest.Guest, bool, error) {
 	for _, dir := range []string{cfg.Cache, cfg.Out} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -109,8 +109,8 @@ func Build(ctx context.Context, cfg Config) (*manifest.Guest, bool, error) {
 	return g, true, write(cfg.Out, g, k, agent, init)
 }
 
-// readProgram reads a program of the guest and checks that the guest's kernel could start it: there is no dynamic linker in the
-// initramfs.
+// readProgram reads a program of the guest and checks that the guest's kernel could start it: there
+// is no dynamic linker in the initramfs.
 func readProgram(path string) ([]byte, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -1,6 +1,7 @@
 // Package imagetest makes small kernels, modules and packages for the tests of the image builder.
 //
-// Only tests import it. What it makes has the form that the builder looks at, and nothing that could run.
+// Only tests import it. What it makes has the form that the builder looks at, and nothing that
+// could run.
 package imagetest
 
 import (
@@ -21,7 +22,8 @@ type section struct {
 	content []byte
 }
 
-// Module returns a kernel module with the given entries in its .modinfo section and with type information.
+// Module returns a kernel module with the given entries in its .modinfo section and with type
+// information.
 func Module(t testing.TB, modinfo ...string) []byte {
 	t.Helper()
 	return file(t, elf.ET_REL, 0, nil, []section{
@@ -39,7 +41,8 @@ func Signed(module []byte) []byte {
 	return append(out, "~Module signature appended~\n"...)
 }
 
-// Vmlinux returns a kernel of a release with an ELF note of the given kind; 18 is a PVH entry point.
+// Vmlinux returns a kernel of a release with an ELF note of the given kind; 18 is a PVH entry
+// point.
 func Vmlinux(t testing.TB, release string, noteKind uint32) []byte {
 	t.Helper()
 	note := binary.LittleEndian.AppendUint32(nil, 4)
@@ -56,7 +59,8 @@ func Dynamic(t testing.TB) []byte {
 	return file(t, elf.ET_DYN, elf.PT_INTERP, []byte("/lib/ld.so\x00"), nil)
 }
 
-// BzImage returns a bzImage with the payload, which must be compressed and end in its size as the kernel's build does it.
+// BzImage returns a bzImage with the payload, which must be compressed and end in its size as the
+// kernel's build does it.
 func BzImage(payload []byte) []byte {
 	const setupSects, offset = 1, 0x40
 	image := make([]byte, (setupSects+1)*512+offset)
@@ -81,7 +85,8 @@ func LZ4(t testing.TB, content []byte) []byte {
 	return binary.LittleEndian.AppendUint32(out, uint32(len(content)))
 }
 
-// file returns an ELF file: header, program header for the segment if there is one, contents, section headers.
+// file returns an ELF file: header, program header for the segment if there is one, contents,
+// section headers.
 func file(t testing.TB, kind elf.Type, segmentType elf.ProgType, segment []byte, sections []section) []byte {
 	t.Helper()
 	const headerSize, progSize, sectionSize = 64, 56, 64

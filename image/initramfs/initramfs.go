@@ -1,7 +1,8 @@
 // Package initramfs writes an initramfs whose bytes depend on nothing but its content.
 //
-// The image builder calls it. An archive has no times, no owners and no inode numbers of the machine that built it, and its
-// entries are sorted. It writes no compression: the guest's kernel would spend longer on it than the host saves.
+// The image builder calls it. An archive has no times, no owners and no inode numbers of the
+// machine that built it, and its entries are sorted. It writes no compression: the guest's kernel
+// would spend longer on it than the host saves.
 package initramfs
 
 import (
@@ -29,7 +30,8 @@ func (a *Archive) File(name string, perm uint64, content []byte) error {
 	})
 }
 
-// Directory adds a directory. The directories above an entry are added with mode 0755 where they are missing.
+// Directory adds a directory. The directories above an entry are added with mode 0755 where they
+// are missing.
 func (a *Archive) Directory(name string, perm uint64) error {
 	return a.add(cpio.Directory(name, perm))
 }

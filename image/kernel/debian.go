@@ -31,7 +31,8 @@ type debianPackage struct {
 	name, version, sha256 string
 }
 
-// resolve finds the package that holds the kernel: pkg itself, or the versioned one that it depends on.
+// resolve finds the package that holds the kernel: pkg itself, or the versioned one that it depends
+// on.
 func resolve(ctx context.Context, repo Repository, pkg string) (debianPackage, error) {
 	fields, err := repo.Show(ctx, pkg)
 	if err != nil {
@@ -114,7 +115,8 @@ func debianTree(ctx context.Context, repo Repository, pkg, cache, dir string, lo
 	}
 	p, file, err := get()
 	if err != nil {
-		// On a fresh machine there are no lists, on an old one they name files that the mirror no longer has.
+		// On a fresh machine there are no lists, on an old one they name files that the mirror no
+		// longer has.
 		log.Info("update the lists of packages", "because", err)
 		if updateErr := repo.Update(ctx); updateErr != nil {
 			return p, errors.Join(err, updateErr)
@@ -156,9 +158,11 @@ func (Apt) Update(ctx context.Context) error {
 	return nil
 }
 
-// Download implements Repository. apt-get checks the file against the lists and those against Debian's keys.
+// Download implements Repository. apt-get checks the file against the lists and those against
+// Debian's keys.
 func (Apt) Download(ctx context.Context, pkg, version, dir string) error {
-	// The user _apt, as whom root downloads otherwise, cannot write here, and apt-get would warn about that.
+	// The user _apt, as whom root downloads otherwise, cannot write here, and apt-get would warn
+	// about that.
 	if _, err := run(ctx, dir, "apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", pkg+"="+version); err != nil {
 		return fmt.Errorf("download package %s: %w", pkg, err)
 	}
@@ -173,7 +177,8 @@ func (Apt) Unpack(ctx context.Context, file, dir string) error {
 	return nil
 }
 
-// run runs a program in dir and returns its output. The error ends in the last line that the program wrote to stderr.
+// run runs a program in dir and returns its output. The error ends in the last line that the
+// program wrote to stderr.
 func run(ctx context.Context, dir, name string, args ...string) ([]byte, error) {
 	path, err := exec.LookPath(name)
 	if err != nil {

@@ -1,8 +1,9 @@
-// Package kernel gets a guest kernel: a vmlinux that QEMU boots through its PVH entry point, and the modules that the guest
-// needs.
+// Package kernel gets a guest kernel: a vmlinux that QEMU boots through its PVH entry point, and
+// the modules that the guest needs.
 //
-// The image builder calls it with a Description, a small file that says where the kernel comes from. Nothing is installed on
-// the host. What was made is kept and taken again while description and builder are the same.
+// The image builder calls it with a Description, a small file that says where the kernel comes
+// from. Nothing is installed on the host. What was made is kept and taken again while description
+// and builder are the same.
 package kernel
 
 import (
@@ -33,8 +34,8 @@ type Description struct {
 	raw []byte
 }
 
-// A DebianPackage is a kernel from a package of the distribution, by the package's name: the kernel's own package, or the one
-// that always depends on the newest.
+// A DebianPackage is a kernel from a package of the distribution, by the package's name: the
+// kernel's own package, or the one that always depends on the newest.
 type DebianPackage struct {
 	Package string `toml:"package"`
 }
@@ -42,11 +43,13 @@ type DebianPackage struct {
 // Files is a kernel that somebody built. Paths are relative to the description.
 type Files struct {
 	Vmlinux string `toml:"vmlinux"`
-	// ModuleTree is the kernel's directory as /lib/modules/RELEASE, and may be empty if no modules are named.
+	// ModuleTree is the kernel's directory as /lib/modules/RELEASE, and may be empty if no modules
+	// are named.
 	ModuleTree string `toml:"module-tree"`
 }
 
-// Modules are names of kernel modules. Those that they need are found, those that the kernel has built in are left out.
+// Modules are names of kernel modules. Those that they need are found, those that the kernel has
+// built in are left out.
 type Modules struct {
 	// Early are loaded before the agent answers.
 	Early []string `toml:"early"`

@@ -105,8 +105,8 @@ func (m *Maker) Make(ctx context.Context, d *Description) (*Kernel, error) {
 	return k, nil
 }
 
-// key covers the description, the builder and, for an own kernel, its file. An own kernel's modules are told apart by the
-// kernel that they were built with.
+// key covers the description, the builder and, for an own kernel, its file. An own kernel's modules
+// are told apart by the kernel that they were built with.
 func (m *Maker) key(d *Description) (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "builder %s\n%d\n%s", m.Builder, len(d.raw), d.raw)
@@ -155,7 +155,8 @@ func (k *Kernel) fromDebian(ctx context.Context, d *Description, m *Maker, tree 
 	if err := k.putVmlinux(vmlinux); err != nil {
 		return err
 	}
-	// The tree's /lib may be a link to its /usr/lib, or the package may be of the time after such links.
+	// The tree's /lib may be a link to its /usr/lib, or the package may be of the time after such
+	// links.
 	for _, lib := range []string{"lib", "usr/lib"} {
 		modules := filepath.Join(tree, lib, "modules", k.Release)
 		if _, err := os.Stat(modules); err == nil {

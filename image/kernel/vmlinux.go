@@ -51,13 +51,15 @@ func ExtractVmlinux(ctx context.Context, image []byte) ([]byte, error) {
 	return vmlinux, nil
 }
 
-// pvhNoteType is XEN_ELFNOTE_PHYS32_ENTRY: the address at which a hypervisor enters the kernel in 32-bit mode.
+// pvhNoteType is XEN_ELFNOTE_PHYS32_ENTRY: the address at which a hypervisor enters the kernel in
+// 32-bit mode.
 const pvhNoteType = 18
 
 // maxNotes bounds, in bytes, the notes that are read.
 const maxNotes = 1 << 20
 
-// CheckVmlinux tells whether QEMU can boot the kernel directly: an x86-64 ELF program with a PVH entry point.
+// CheckVmlinux tells whether QEMU can boot the kernel directly: an x86-64 ELF program with a PVH
+// entry point.
 func CheckVmlinux(vmlinux []byte) error {
 	f, err := elf.NewFile(bytes.NewReader(vmlinux))
 	if err != nil {
@@ -81,7 +83,8 @@ func CheckVmlinux(vmlinux []byte) error {
 	return errors.New("check vmlinux: no PVH entry point: build the kernel with CONFIG_PVH=y")
 }
 
-// hasNote looks for an ELF note. Each is: sizes of name and content, type, name, content, the last two padded to four bytes.
+// hasNote looks for an ELF note. Each is: sizes of name and content, type, name, content, the last
+// two padded to four bytes.
 func hasNote(notes []byte, name string, kind uint32) bool {
 	le := binary.LittleEndian
 	for len(notes) >= 12 {

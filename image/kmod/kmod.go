@@ -1,8 +1,8 @@
-// Package kmod reads a kernel's module tree: which file holds a module, what it needs, in which order modules must be
-// loaded, and what can be cut off before they are.
+// Package kmod reads a kernel's module tree: which file holds a module, what it needs, in which
+// order modules must be loaded, and what can be cut off before they are.
 //
-// The image builder calls it. It takes dependencies from the modules themselves, because a package that was never
-// installed has no modules.dep yet. It loads nothing.
+// The image builder calls it. It takes dependencies from the modules themselves, because a package
+// that was never installed has no modules.dep yet. It loads nothing.
 package kmod
 
 import (
@@ -70,8 +70,9 @@ func Open(dir string) (*Tree, error) {
 	return t, nil
 }
 
-// Resolve returns the named modules and all that they need in an order in which they can be loaded, each once.
-// What the kernel has built in is left out; so is each name in loaded, and what was resolved is added to it.
+// Resolve returns the named modules and all that they need in an order in which they can be loaded,
+// each once. What the kernel has built in is left out; so is each name in loaded, and what was
+// resolved is added to it.
 func (t *Tree) Resolve(ctx context.Context, names []string, loaded map[string]bool) ([]Module, error) {
 	r := resolver{tree: t, done: loaded, active: map[string]bool{}}
 	for _, name := range names {
@@ -135,7 +136,8 @@ func read(ctx context.Context, path string) ([]byte, error) {
 	return unpack.File(ctx, data)
 }
 
-// dependencies returns the modules that a module cannot be loaded without, and those it asks for beforehand.
+// dependencies returns the modules that a module cannot be loaded without, and those it asks for
+// beforehand.
 func dependencies(data []byte) (needs, wants []string, err error) {
 	f, err := elf.NewFile(bytes.NewReader(data))
 	if err != nil {

@@ -8,9 +8,10 @@ import (
 	"fmt"
 )
 
-// Slim returns a copy of a module without what takes the guest's kernel time and is of no use there: the signature, and the
-// type information for tracing programs. Together they are a third of the time that loading takes under TCG. The guest's
-// modules are trusted as the initramfs is, which comes from the host.
+// Slim returns a copy of a module without what takes the guest's kernel time and is of no use
+// there: the signature, and the type information for tracing programs. Together they are a third of
+// the time that loading takes under TCG. The guest's modules are trusted as the initramfs is, which
+// comes from the host.
 func Slim(module []byte) ([]byte, error) {
 	return dropTypes(stripSignature(module))
 }
@@ -18,8 +19,8 @@ func Slim(module []byte) ([]byte, error) {
 // signatureMagic ends a signed module.
 const signatureMagic = "~Module signature appended~\n"
 
-// signatureHeader is the size of the kernel's struct module_signature, which stands before the magic and ends in the length
-// of the signature, big-endian.
+// signatureHeader is the size of the kernel's struct module_signature, which stands before the
+// magic and ends in the length of the signature, big-endian.
 const signatureHeader = 12
 
 // stripSignature cuts the signature off, if there is one.
@@ -38,8 +39,9 @@ func stripSignature(module []byte) []byte {
 // typesSection is the section that the kernel parses, by its name, when it loads a module.
 const typesSection = ".BTF"
 
-// dropTypes takes the name from the section with type information, and the flag that makes it part of the loaded module, so
-// that the kernel passes over it. The bytes stay where they are: nothing else in the file moves.
+// dropTypes takes the name from the section with type information, and the flag that makes it part
+// of the loaded module, so that the kernel passes over it. The bytes stay where they are: nothing
+// else in the file moves.
 func dropTypes(module []byte) ([]byte, error) {
 	f, err := elf.NewFile(bytes.NewReader(module))
 	if err != nil {

@@ -1,7 +1,7 @@
 // Package manifest describes a built guest: the kernel, the initramfs and what went into them.
 //
-// The image builder writes it as guest.json beside the two files it describes; whoever starts virtual machines or
-// reports about them reads it. It knows nothing of how the files came to be.
+// The image builder writes it as guest.json beside the two files it describes; whoever starts
+// virtual machines or reports about them reads it. It knows nothing of how the files came to be.
 package manifest
 
 import (
@@ -36,7 +36,8 @@ type Guest struct {
 	// Vmlinux and Initrd describe the two files beside this one.
 	Vmlinux File `json:"vmlinux"`
 	Initrd  File `json:"initrd"`
-	// Inputs is a digest over all that the guest was built from. The builder has nothing to do while it is equal.
+	// Inputs is a digest over all that the guest was built from. The builder has nothing to do
+	// while it is equal.
 	Inputs string `json:"inputs"`
 }
 
@@ -46,7 +47,8 @@ type Kernel struct {
 	Name string `json:"name"`
 	// Release is what uname -r prints in the guest.
 	Release string `json:"release"`
-	// Package and PackageVersion name the distribution's package; empty for a kernel that was given as a file.
+	// Package and PackageVersion name the distribution's package; empty for a kernel that was given
+	// as a file.
 	Package        string `json:"package,omitempty"`
 	PackageVersion string `json:"package_version,omitempty"`
 	// EarlyModules and LateModules are in load order, dependencies included.

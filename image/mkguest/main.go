@@ -1,5 +1,6 @@
-// Command mkguest builds the guest's files: vmlinux, initrd.cpio and guest.json. The Makefile runs it after it built the agent;
-// it is done at once when nothing changed. It parses flags and calls package image, no more.
+// Command mkguest builds the guest's files: vmlinux, initrd.cpio and guest.json. The Makefile runs
+// it after it built the agent; it is done at once when nothing changed. It parses flags and calls
+// package image, no more.
 package main
 
 import (

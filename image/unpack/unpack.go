@@ -1,7 +1,9 @@
-// Package unpack decompresses what kernel packages hold: a bzImage's payload and compressed modules.
+// Package unpack decompresses what kernel packages hold: a bzImage's payload and compressed
+// modules.
 //
-// The image builder calls it. gzip and LZ4 (what Debian's kernels use) are decompressed here; for xz and zstd it runs the
-// program of that name, because a library for a format that today's kernel does not use is not worth its weight.
+// The image builder calls it. gzip and LZ4 (what Debian's kernels use) are decompressed here; for
+// xz and zstd it runs the program of that name, because a library for a format that today's kernel
+// does not use is not worth its weight.
 package unpack
 
 import (
@@ -43,8 +45,8 @@ func formats() []format {
 	}
 }
 
-// Payload decompresses the payload of a bzImage. All formats but gzip, which ends in it anyway, carry the size of the
-// content in four more bytes at their end.
+// Payload decompresses the payload of a bzImage. All formats but gzip, which ends in it anyway,
+// carry the size of the content in four more bytes at their end.
 func Payload(ctx context.Context, data []byte) ([]byte, error) {
 	f, err := detect(data)
 	if err != nil {

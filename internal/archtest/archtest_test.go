@@ -62,8 +62,8 @@ func list(t *testing.T) []goPackage {
 	return packages
 }
 
-// watchTree looks at every directory with sources. go test repeats a result while all that the test has looked at is the same,
-// but it does not see what programs look at that the test runs.
+// watchTree looks at every directory with sources. go test repeats a result while all that the test
+// has looked at is the same, but it does not see what programs look at that the test runs.
 func watchTree(t *testing.T) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {

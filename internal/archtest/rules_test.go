@@ -1,14 +1,14 @@
 package archtest_test
 
-// A pattern names packages of this module without the module's path: a package, or with "/..." at its end a package and all
-// below it.
+// A pattern names packages of this module without the module's path: a package, or with "/..." at
+// its end a package and all below it.
 
 // An importRule limits what packages may import from this module. Imports of tests are free.
 type importRule struct {
 	// from are patterns; except takes packages out again.
 	from, except []string
-	// only are the patterns that may be imported; nil sets no limit, an empty list allows none. A package may always import
-	// those below it.
+	// only are the patterns that may be imported; nil sets no limit, an empty list allows none. A
+	// package may always import those below it.
 	only []string
 	// never are patterns that may not be imported.
 	never []string
@@ -102,7 +102,8 @@ func importRules() []importRule {
 // A binaryRule names packages that a program must not contain, however it came to them.
 type binaryRule struct {
 	program string
-	// never are full import paths. Each must be part of another program, else the rule is out of date.
+	// never are full import paths. Each must be part of another program, else the rule is out of
+	// date.
 	never []string
 	why   string
 }

@@ -21,12 +21,11 @@
 //	vm.Stop(ctx)                         // the VMM has ended when it returns
 //	<-vm.Done(); vm.Err()
 //
-// Start either returns a VM whose VMM process runs, or an error and has left
-// nothing behind. Whoever calls Start must see to it that Stop or Kill is called;
-// both are idempotent. Done is closed exactly once, when the VMM process has
-// been reaped and all that the driver acquired for it was released; a VMM that dies of itself closes it,
-// too. A driver ties the VMM to the life of the calling process: when that is
-// killed, the VMM dies.
+// Start either returns a VM whose VMM process runs, or an error and has left nothing behind.
+// Whoever calls Start must see to it that Stop or Kill is called; both are idempotent. Done is
+// closed exactly once, when the VMM process has been reaped and all that the driver acquired for it
+// was released; a VMM that dies of itself closes it, too. A driver ties the VMM to the life of the
+// calling process: when that is killed, the VMM dies.
 //
 // # Layer boundaries
 //
@@ -144,7 +143,7 @@ type Config struct {
 // User is an identity on the host without any privileges.
 type User struct {
 	UID, GID uint32
-	Groups   []uint32
+	Groups   []uint32 // such as the one that may use /dev/kvm
 }
 
 // DeviceKind names a kind of device.

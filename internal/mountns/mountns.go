@@ -1,4 +1,5 @@
-// Package mountns gives a process a mount namespace of its own, and lets it look into the one it came from.
+// Package mountns gives a process a mount namespace of its own, and lets it look into the one it
+// came from.
 //
 // What the supervisor mounts for a pod exists only in its own namespace: it
 // vanishes with the supervisor, however that ends. The supervisor calls Enter first
@@ -18,8 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// marker is the environment variable that tells the program, executed again by
-// Enter, the descriptors of the namespace it came from and of the root it had there, with a comma between them.
+// marker is the environment variable that tells the program, executed again by Enter, the
+// descriptors of the namespace it came from and of the root it had there, with a comma between
+// them.
 const marker = "RUNV_HOST_MOUNTS"
 
 // Host is where a process that has entered a namespace came from: a mount namespace, and
@@ -36,19 +38,20 @@ func (h *Host) Close() error {
 	return errors.Join(h.mounts.Close(), h.root.Close())
 }
 
-// Enter moves the whole process into a mount namespace of its own. Mounts and
-// unmounts of the host go on to reach it, where the host's mounts are shared, but none of its own go back.
+// Enter moves the whole process into a mount namespace of its own. Mounts and unmounts of the host
+// go on to reach it, where the host's mounts are shared, but none of its own go back.
 //
-// A namespace belongs to a thread, so a program with more than one enters by
-// executing itself again, with the same arguments and process id; the descriptors in keep
-// are inherited though they are close-on-exec. Call it at the start of main, before anything that must not happen
-// twice. In the second run it returns the namespace that the process came from, for Do;
-// the caller closes it. keep is close-on-exec again then.
+// A namespace belongs to a thread, so a program with more than one enters by executing itself
+// again, with the same arguments and process id; the descriptors in keep are inherited though they
+// are close-on-exec. Call it at the start of main, before anything that must not happen twice. In
+// the second run it returns the namespace that the process came from, for Do; the caller closes it.
+// keep is close-on-exec again then.
 func Enter(keep ...int) (host *Host, err error) {
 	if host, err = entered(keep); host != nil || err != nil {
 		return host, err
 	}
-	// Until the end of this function, whether by execve or by an error, which the program does not survive.
+	// Until the end of this function, whether by execve or by an error, which the program does not
+	// survive.
 	runtime.LockOSThread()
 	fd, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -75,7 +78,7 @@ func Enter(keep ...int) (host *Host, err error) {
 	return nil, fmt.Errorf("enter mount namespace: execute %s again: %w", os.Args[0], err)
 }
 
-// self returns a path of this program. A path by name it is if it can be: executed as /proc/self/exe the
+// self returns a path of this program, by its name where possible: executed as /proc/self/exe the
 // program would be the file in the namespace that it leaves, and in a chroot os.Executable would
 // then answer with a path from outside.
 func self() string {

@@ -93,9 +93,9 @@ func (l *Listener) Close() error {
 	return err
 }
 
-// Await blocks until the client with this token is there, tells it so and
-// returns it. Clients may come before or after; a client that comes first waits
-// for 10 s. errdefs.ErrAlreadyExists when somebody else awaits the token, net.ErrClosed after Close.
+// Await blocks until the client with this token is there, tells it so and returns it. Clients may
+// come before or after; a client that comes first waits for 10 s. errdefs.ErrAlreadyExists when
+// somebody else awaits the token, net.ErrClosed after Close.
 func (l *Listener) Await(ctx context.Context, token Token) (*Peer, error) {
 	p, err := l.await(ctx, token)
 	if err != nil {
@@ -231,9 +231,9 @@ type Peer struct {
 	conn *net.UnixConn
 }
 
-// Serve calls onSignal (1 to 64) and onResize, one at a time in the order in which the
-// client sent, until the connection ends. It returns nil when the client has gone or Close was called,
-// ctx's error when ctx ended, and an error after a message that is not allowed. Call it once.
+// Serve calls onSignal (1 to 64) and onResize, one at a time in the order in which the client sent,
+// until the connection ends. It returns nil when the client has gone or Close was called, ctx's
+// error when ctx ended, and an error after a message that is not allowed. Call it once.
 func (p *Peer) Serve(ctx context.Context, onSignal func(n int), onResize func(width, height uint32)) error {
 	stop := context.AfterFunc(ctx, func() { _ = p.conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -393,8 +393,8 @@ func receivedFiles(oob []byte) (files []*os.File, err error) {
 	return files, err
 }
 
-// receive reads one message. A socket that was closed with messages unread gives its peer ECONNRESET
-// first; what it had sent before, an exit status perhaps, is there still.
+// receive reads one message. A socket that was closed with messages unread gives its peer
+// ECONNRESET first; what it had sent before, an exit status perhaps, is there still.
 func receive(conn *net.UnixConn, buf []byte) (int, error) {
 	n, err := conn.Read(buf)
 	if errors.Is(err, syscall.ECONNRESET) {

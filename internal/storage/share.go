@@ -38,8 +38,8 @@ type ShareConfig struct {
 	Virtiofsd string
 	// LogFile gets what the daemon says, at most 4 MiB; empty: nothing does.
 	LogFile string
-	// HostMounts is where the paths given to Add are
-	// looked up; nil: this process's own. It stays the caller's, open until Close.
+	// HostMounts is where the paths given to Add are looked up; nil: this process's own
+	// namespace. It stays the caller's, open until Close.
 	HostMounts *mountns.Host
 	Log        *slog.Logger
 }
@@ -91,7 +91,8 @@ type Share struct {
 
 // added is what there is of one container.
 type added struct {
-	// mu is held while mounts come and go. Share.mu may be taken while holding it, not the other way round.
+	// mu is held while mounts come and go. Share.mu may be taken while holding it, not the other
+	// way round.
 	mu     sync.Mutex
 	points []string // mount points and their directories, relative to the share, in the order of their making
 }
@@ -129,8 +130,9 @@ func (s *Share) start(ctx context.Context) error {
 	return s.daemon.start(ctx, program, s.cfg)
 }
 
-// makeDir makes the directory and mounts it on itself, so that it is read-only for the daemon. Shared,
-// because the daemon lives in a mount namespace of its own, which mounts that come later must reach.
+// makeDir makes the directory and mounts it on itself, so that it is read-only for the daemon.
+// Shared, because the daemon lives in a mount namespace of its own, which mounts that come later
+// must reach.
 func (s *Share) makeDir() (err error) {
 	if err = os.Mkdir(s.cfg.Dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err

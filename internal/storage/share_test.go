@@ -346,7 +346,8 @@ func TestShareAddFails(t *testing.T) {
 	assert.NilError(t, err)
 }
 
-// TestShareHostMounts: what the host mounts after the supervisor has left its namespace is found there.
+// TestShareHostMounts: what the host mounts after the supervisor has left its namespace is found
+// there.
 func TestShareHostMounts(t *testing.T) {
 	needsRoot(t)
 	pod, src := t.TempDir(), t.TempDir()

@@ -25,9 +25,8 @@ type Stage struct {
 	inherit []*os.File // what the stage gets besides 0, 1 and 2, until CloseInherit
 }
 
-// New prepares a stage that does cfg. target is the
-// pidfd of the container's init for an exec, else nil; it stays the caller's. The
-// caller calls Close.
+// New prepares a stage that does cfg. target is the pidfd of the container's init for an
+// exec, else nil; it stays the caller's. The caller calls Close.
 func New(cfg *stage.Config, target *os.File) (_ *Stage, err error) {
 	s := &Stage{}
 	defer func() {

@@ -61,8 +61,8 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn, claim func(context.Co
 	return errors.Join(err, srv.Close())
 }
 
-// intercept gives errors their codes. A panic in a handler is the agent's end like any
-// other, but net of what a library may do about it.
+// intercept gives errors their codes. A panic in a handler ends the machine as any other
+// panic of the agent does, whatever the library would make of it.
 func (s *Server) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
 	defer func() {
 		if r := recover(); r != nil {

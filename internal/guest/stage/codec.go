@@ -32,7 +32,7 @@ func (x *coder) uint64(v *uint64) {
 	x.buf = x.buf[8:]
 }
 
-// integer codes any integer or boolean-like value by its 64 bits.
+// integer codes any integer by its 64 bits.
 func integer[T ~int | ~uint16 | ~uint32 | ~uint64 | ~uintptr](x *coder, v *T) {
 	n := uint64(*v)
 	x.uint64(&n)
