@@ -138,9 +138,11 @@ func (e *Env) left() string {
 			fmt.Fprintf(&b, "mount %s\n", line)
 		}
 	}
-	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/runv*")
-	for _, dir := range cgroups {
-		fmt.Fprintf(&b, "cgroup %s\n", dir)
+	for _, pattern := range []string{"/sys/fs/cgroup/runv*", "/sys/fs/cgroup/*/runv*"} { // of v2 and of v1
+		cgroups, _ := filepath.Glob(pattern)
+		for _, dir := range cgroups {
+			fmt.Fprintf(&b, "cgroup %s\n", dir)
+		}
 	}
 	return b.String()
 }

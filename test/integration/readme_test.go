@@ -32,7 +32,8 @@ func TestReadmeByHand(t *testing.T) {
 	e := harness.New(t)
 	assert.NilError(t, os.Symlink(filepath.Join(harness.TreeRoot(), "bin"), filepath.Join(e.Dir, "bin")))
 	script = strings.ReplaceAll(script, "bin/runv run", "bin/runv --root "+e.Root+" run")
-	// Its container is a shell on the terminal; script(1) would be another package, so it gets no terminal.
+	// Its container is a shell on the terminal; script(1) would be another package, so it gets no
+	// terminal.
 	script = strings.ReplaceAll(script, "bin/runv spec --bundle web\n", "bin/runv spec --bundle web\nsed -i 's/\"terminal\": true/\"terminal\": false/' web/config.json\n")
 	cmd := exec.Command("sh", "-ec", script)
 	cmd.Dir = e.Dir

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -128,7 +129,8 @@ func TestMounts(t *testing.T) {
 	assert.Equal(t, string(data), "from the guest\n")
 	assert.NilError(t, os.WriteFile(filepath.Join(dir, "late"), []byte("from the host\n"), 0o644))
 	assert.Equal(t, sh("cat /rw/late").Stdout, "from the host\n")
-	// What the guest has read and cached it sees change: in place, at equal length, and by another file.
+	// What the guest has read and cached it sees change: in place, at equal length, and by another
+	// file.
 	for _, change := range []func() error{
 		func() error { return os.WriteFile(filepath.Join(dir, "one"), []byte("x\n"), 0o644) },
 		func() error { return os.Rename(filepath.Join(dir, "two"), filepath.Join(dir, "sub", "three")) },
@@ -173,4 +175,12 @@ func TestLimits(t *testing.T) {
 	r = sh("dd if=/dev/zero of=/dev/shm/big bs=1M count=100")
 	assert.Equal(t, r.Code, 137, "killed for want of memory: %s", r.Stderr)
 	assert.Equal(t, e.State("box").Status, specs.StateRunning)
+
+	// What happened is on record when all is over.
+	e.OK("kill", "box", "KILL")
+	e.AwaitStatus("box", specs.StateStopped)
+	harness.Eventually(t, "the events are recorded", func() bool {
+		return regexp.MustCompile(`(?s)"create","id":"box".*"start".*"exec-added".*"exec-started".*"oom".*"exit","id":"box".*"status":137`).
+			MatchString(e.OK("events", "box"))
+	})
 }
