@@ -2,12 +2,14 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -20,6 +22,9 @@ import (
 // callTimeout bounds a call of the supervisor that needs no VM to boot and no
 // user's program to end. The supervisor's own calls of the agent may take as long.
 const callTimeout = 60 * time.Second
+
+// connectTimeout is how long a supervisor that listens may take for its first word.
+const connectTimeout = 10 * time.Second
 
 // supervisor is a connection to the process that owns a pod. Errors of its
 // calls are converted: they have the text and the kind that the supervisor gave.
@@ -49,7 +54,8 @@ func dial(ctx context.Context, podDir string) (*supervisor, error) {
 	conn, err := grpc.NewClient("passthrough:///supervisor",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(dialer),
-		grpc.WithUnaryInterceptor(convertUnary),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: connectTimeout}),
+		grpc.WithUnaryInterceptor(convertUnary(podDir)),
 		grpc.WithStreamInterceptor(convertStream),
 	)
 	if err != nil {
@@ -66,13 +72,36 @@ func dial(ctx context.Context, podDir string) (*supervisor, error) {
 
 func (s *supervisor) close() { _ = s.conn.Close() }
 
-func convertUnary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	err := rpcerror.FromStatus(invoke(ctx, method, req, reply, conn, opts...))
-	if errdefs.IsUnavailable(err) && conn.GetState() != connectivity.Ready {
-		// Not the supervisor's word but the end of the connection.
-		return rpcerror.New(errdefs.ErrUnavailable, "supervisor has gone")
+// convertUnary gives the errors of the pod's supervisor their kinds, and those of the way
+// to it a text that says which of the two is to blame.
+func convertUnary(podDir string) grpc.UnaryClientInterceptor {
+	return func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		err := rpcerror.FromStatus(invoke(ctx, method, req, reply, conn, opts...))
+		switch {
+		case err == nil:
+			return nil
+		case errdefs.IsUnavailable(err) && conn.GetState() != connectivity.Ready:
+			// Not the supervisor's word but the end of the connection, or of the patience for its beginning.
+			if listens(ctx, podDir) {
+				return rpcerror.New(errdefs.ErrUnavailable, "supervisor does not answer: it is stopped, or hangs")
+			}
+			return rpcerror.New(errdefs.ErrUnavailable, "supervisor has gone")
+		case errors.Is(ctx.Err(), context.DeadlineExceeded),
+			ctx.Err() == nil && errors.Is(err, context.Canceled): // the deadline has come to the supervisor first
+			return rpcerror.New(context.DeadlineExceeded, "supervisor did not answer in time")
+		}
+		return err
 	}
-	return err
+}
+
+// listens tells whether a supervisor holds its socket, though it may not serve it.
+func listens(ctx context.Context, podDir string) bool {
+	conn, err := unixsock.Dial(ctx, podDir, state.SupervisorSocket, "unix")
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
 }
 
 func convertStream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {

@@ -197,12 +197,14 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	undo.push(standIn.kill)
 	a.log.Debug("stand-in is connected", "container", id, "pid", standIn.pid(), "after", time.Since(began))
 
-	limit := cfg.BootTimeout + createSlack
-	callCtx, cancel := context.WithTimeout(ctx, limit)
+	callCtx, cancel := context.WithTimeout(ctx, cfg.BootTimeout+createSlack)
 	defer cancel()
 	_, err = sup.containers.Create(callCtx, &supervisorv1.CreateRequest{Id: id, Bundle: b.Dir, Standin: standIn.token()})
 	if err != nil {
-		return nil, explainTimeout(ctx, err, limit)
+		if ctx.Err() != nil { // the user has ended it
+			err = context.Cause(ctx)
+		}
+		return nil, err
 	}
 	a.log.Debug("container is created", "container", id, "after", time.Since(began))
 	if opts.pidFile != "" {
@@ -215,17 +217,6 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	}
 	undo.release()
 	return &created{id: id, store: store, supervisor: sup, standIn: standIn, terminal: terminal}, nil
-}
-
-// explainTimeout tells a call that took too long from one that the user ended.
-func explainTimeout(ctx context.Context, err error, limit time.Duration) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("the supervisor did not answer within %s: %w", limit, err)
-	}
-	return err
 }
 
 // loadBundle checks a bundle early: nothing has to be undone when it is bad.
