@@ -23,6 +23,8 @@ const forceTimeout = 20 * time.Second
 const (
 	podEndTimeout = 5 * time.Second
 	podEndPoll    = 2 * time.Millisecond
+	// standInEndTimeout is what a stand-in gets to end with its process's status.
+	standInEndTimeout = time.Second
 )
 
 func (a *app) deleteCommand() *urfave.Command {
@@ -96,6 +98,9 @@ func (a *app) remove(ctx context.Context, id string, force bool) error {
 			return store.Purge(ctx, id)
 		}
 		awaitPodEnd(ctx, store, c.PodID)
+		if force {
+			return endStandIn(ctx, c.StandIn)
+		}
 		return nil
 	}
 	// A supervisor ends with its last container, so it may be gone, or going.
@@ -141,4 +146,23 @@ func awaitPodEnd(ctx context.Context, store *state.Store, podID string) {
 			return
 		}
 	}
+}
+
+// endStandIn sees to the end of a stand-in whose container is gone: it ends by
+// itself, unless somebody has stopped it.
+func endStandIn(ctx context.Context, standIn state.Process) error {
+	patience := time.NewTimer(standInEndTimeout)
+	defer patience.Stop()
+	tick := time.NewTicker(podEndPoll)
+	defer tick.Stop()
+	for standIn.Alive() {
+		select {
+		case <-tick.C:
+		case <-patience.C:
+			return standIn.Kill(ctx)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
 }
