@@ -12,13 +12,14 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"gotest.tools/v3/assert"
 
+	"runv/image/initramfs"
 	"runv/internal/hypervisor"
 	"runv/internal/hypervisor/hvtest"
 	"runv/internal/hypervisor/qemu"
+	"runv/internal/unixsock"
 )
 
 // The tests in this file start QEMU, nearly all as a user without privileges, so they run as root.
@@ -86,30 +87,17 @@ var testInitrd = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	var extra initramfs.Archive
+	if err := extra.File("testguest", 0o755, binary); err != nil {
+		return "", err
+	}
+	all := bytes.NewBuffer(image)
+	if _, err := extra.WriteTo(all); err != nil {
+		return "", err
+	}
 	initrd := filepath.Join(testDir, "initrd.cpio")
-	return initrd, os.WriteFile(initrd, append(image, archive("testguest", binary)...), 0o644)
+	return initrd, os.WriteFile(initrd, all.Bytes(), 0o644)
 })
-
-// archive is a cpio archive, format newc, of one executable file.
-func archive(name string, content []byte) []byte {
-	var b bytes.Buffer
-	entry := func(name string, mode, size int) {
-		fmt.Fprintf(&b, "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00",
-			0, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, len(name)+1, 0, name)
-		pad(&b)
-	}
-	entry(name, 0o100755, len(content))
-	b.Write(content)
-	pad(&b)
-	entry("TRAILER!!!", 0, 0)
-	return b.Bytes()
-}
-
-func pad(b *bytes.Buffer) {
-	for b.Len()%4 != 0 {
-		b.WriteByte(0)
-	}
-}
 
 var testDir string
 
@@ -135,15 +123,24 @@ func serveShare(t *testing.T, dir string) string {
 	if found, err := exec.LookPath("virtiofsd"); err == nil {
 		binary = found
 	}
-	socket := filepath.Join(t.TempDir(), "sock")
-	args := []string{"--socket-path=" + socket, "-o", "source=" + dir, "-o", "cache=auto"}
+	args := []string{"--fd=3", "-o", "source=" + dir, "-o", "cache=auto"}
 	if help, _ := exec.Command(binary, "--help").CombinedOutput(); bytes.Contains(help, []byte("--shared-dir")) {
-		args = []string{"--socket-path=" + socket, "--shared-dir=" + dir, "--cache=auto"}
+		args = []string{"--fd=3", "--shared-dir=" + dir, "--cache=auto"}
 	}
+	// A socket of ours listens before the daemon runs, so nobody comes too early.
+	runDir := t.TempDir()
+	l, err := unixsock.Listen(runDir, "sock", "unix")
+	assert.NilError(t, err)
+	f, err := l.File()
+	assert.NilError(t, err)
+	assert.NilError(t, l.Close())
+	assert.NilError(t, syscall.SetNonblock(int(f.Fd()), false))
 	cmd := exec.Command(binary, args...)
+	cmd.ExtraFiles = []*os.File{f}
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	assert.NilError(t, cmd.Start())
+	assert.NilError(t, f.Close())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -156,14 +153,5 @@ func serveShare(t *testing.T, dir string) string {
 			t.Logf("virtiofsd: %s", output.Bytes())
 		}
 	})
-	for {
-		if _, err := os.Stat(socket); err == nil {
-			return socket
-		}
-		select {
-		case <-ended:
-			t.Fatalf("virtiofsd ended: %s", output.Bytes())
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
+	return filepath.Join(runDir, "sock")
 }
