@@ -140,7 +140,6 @@ func TestHonoured(t *testing.T) {
 		"mounts[6].type":                   `"cgroup2"`,
 		"linux.namespaces":                 `[{"type":"mount"},{"type":"network"}]`,
 		"linux.rootfsPropagation":          `"rslave"`,
-		"linux.cgroupsPath":                `"system.slice:runv:x"`,
 		"linux.sysctl":                     `{"kernel.domainname":"x","net.ipv4.ip_forward":"1","net/ipv4/conf/eth0.1/forwarding":"1","kernel.shmmax":"1","fs.mqueue.queues_max":"2"}`,
 		"linux.devices":                    `[{"path":"/dev/fuse","type":"c","major":10,"minor":229,"fileMode":438,"uid":0,"gid":0},{"path":"/dev/p","type":"p"}]`,
 		"linux.resources.memory":           `{"limit":67108864,"swap":-1,"reservation":1024}`,
@@ -312,6 +311,7 @@ func TestWarnings(t *testing.T) {
 	for _, r := range []struct{ path, value, want string }{
 		{"process.capabilities.ambient", `["CAP_FLY","cap_kill"]`, `process.capabilities: unknown: ignored: "CAP_FLY", "cap_kill"`},
 		{"process.user.username", `"joe"`, "process.user.username: ignored: it is of another platform"},
+		{"linux.cgroupsPath", `"system.slice:runv:x"`, "linux.cgroupsPath: ignored: it names a cgroup of the host; the container's is the guest's"},
 		{"mounts[1].destination", `"dev/../x"`, `mounts[1].destination: "dev/../x" is not absolute: taken from the root`},
 		{"linux.devices", `[{"path":"/dev/sda","type":"b","major":8}]`, "linux.devices[0]: block device 8:0 is the guest's, not the host's"},
 		{"future", `{"a":1}`, "future: unknown field: ignored"},

@@ -14,8 +14,8 @@ const (
 	Honoured Support = "honoured"
 	// Refused fields make the bundle fail when they are set.
 	Refused Support = "refused"
-	// Ignored fields have no meaning here, by the words of the runtime-spec; a
-	// warning tells that one is set.
+	// Ignored fields have no meaning here: they are of another platform, or of the host
+	// where the container is in a guest. A warning tells that one is set.
 	Ignored Support = "ignored"
 )
 
@@ -110,7 +110,7 @@ var fields = []Field{
 	{Path: "linux.resources.network", Support: Refused, Note: noCgroup, zeroIsUnset: true},
 	{Path: "linux.resources.rdma", Support: Refused, Note: noCgroup},
 	{Path: "linux.resources.unified", Support: Refused, Note: noCgroup},
-	{Path: "linux.cgroupsPath", Support: Honoured, Note: "recorded; the guest chooses its own"},
+	{Path: "linux.cgroupsPath", Support: Ignored, Note: "names a cgroup of the host; the container's is the guest's"},
 	{Path: "linux.namespaces[].type", Support: Honoured, Note: "pid, ipc, uts, mount, cgroup, network"},
 	{Path: "linux.namespaces[].path", Support: Refused, Note: "joining a namespace " + notYet},
 	{Path: "linux.devices", Support: Honoured, Note: "device numbers are the guest's"},
