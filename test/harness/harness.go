@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -64,6 +65,8 @@ type Env struct {
 	Runv   string            // the binary under test
 	Extra  []string          // global flags of each command
 	Setenv map[string]string // of each command
+
+	cgroups []string // that were there before, and are not ours
 }
 
 // New makes an Env. At the test's end it force-deletes all containers and then fails
@@ -74,7 +77,7 @@ func New(t testing.TB) *Env {
 	if _, err := os.Stat(bin); err != nil {
 		t.Fatalf("%v: run make first", err)
 	}
-	e := &Env{t: t, Dir: t.TempDir(), Runv: bin}
+	e := &Env{t: t, Dir: t.TempDir(), Runv: bin, cgroups: cgroups()}
 	e.Root = filepath.Join(e.Dir, "root")
 	t.Cleanup(e.close)
 	return e
@@ -138,13 +141,22 @@ func (e *Env) left() string {
 			fmt.Fprintf(&b, "mount %s\n", line)
 		}
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup/runv*", "/sys/fs/cgroup/*/runv*"} { // of v2 and of v1
-		cgroups, _ := filepath.Glob(pattern)
-		for _, dir := range cgroups {
+	for _, dir := range cgroups() {
+		if !slices.Contains(e.cgroups, dir) {
 			fmt.Fprintf(&b, "cgroup %s\n", dir)
 		}
 	}
 	return b.String()
+}
+
+// cgroups lists those that bear our name, of v2 and of v1.
+func cgroups() []string {
+	var all []string
+	for _, pattern := range []string{"/sys/fs/cgroup/runv*", "/sys/fs/cgroup/*/runv*"} {
+		dirs, _ := filepath.Glob(pattern)
+		all = append(all, dirs...)
+	}
+	return all
 }
 
 // children reaps the dead children of this process that nobody waits for and
