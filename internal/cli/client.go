@@ -81,7 +81,8 @@ func convertUnary(podDir string) grpc.UnaryClientInterceptor {
 		case err == nil:
 			return nil
 		case errdefs.IsUnavailable(err) && conn.GetState() != connectivity.Ready:
-			// Not the supervisor's word but the end of the connection, or of the patience for its beginning.
+			// Not the supervisor's word but the end of the connection, or of the patience for its
+			// beginning.
 			if listens(ctx, podDir) {
 				return rpcerror.New(errdefs.ErrUnavailable, "supervisor does not answer: it is stopped, or hangs")
 			}

@@ -301,8 +301,8 @@ func (p *Pod) inspect(ctx context.Context, v verb, id string) (vm *factory.VM, e
 	return vm, err
 }
 
-// operate runs a verb that changes a container, one at a time for each: it admits the verb, calls the
-// agent, and lets commit change the record on the pod's goroutine.
+// operate runs a verb that changes a container, one at a time for each: it admits the verb, calls
+// the agent, and lets commit change the record on the pod's goroutine.
 func (p *Pod) operate(ctx context.Context, v verb, id string, call func(ctx context.Context, vm *factory.VM) error, commit func(c *container)) error {
 	// A caller who goes away does not end what the agent does: the record must tell how that ended.
 	callCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))

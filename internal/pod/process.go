@@ -422,7 +422,8 @@ func (p *Pod) conclude(proc *process, starting <-chan struct{}) {
 	p.post(func() { p.pending-- })
 }
 
-// concluded moves a process, and with init its container, to its last state. On the pod's goroutine.
+// concluded moves a process, and with init its container, to its last state. On the pod's
+// goroutine.
 func (p *Pod) concluded(proc *process) {
 	c := proc.c
 	p.setProcess(proc, ProcessExited)
