@@ -32,6 +32,11 @@ func (a *app) openTerminal() (*terminal, error) {
 	if err := c.SetRaw(); err != nil {
 		return nil, fmt.Errorf("make terminal raw: %w", err)
 	}
+	// That leaves output processing on, and the guest's terminal has made CR LF of LF already.
+	if err := console.ClearONLCR(c.Fd()); err != nil {
+		_ = c.Reset()
+		return nil, fmt.Errorf("make terminal raw: %w", err)
+	}
 	return &terminal{console: c}, nil
 }
 

@@ -211,7 +211,7 @@ func ownTerminal(t *testing.T, e *harness.Env) {
 	screen.await(t, "# ")
 	screen.send(t, "tty; stty size\n")
 	screen.await(t, "/dev/pts/")
-	screen.await(t, "33 91")
+	screen.await(t, "33 91\r\n") // not CR CR LF: one terminal translates, not two
 	assert.NilError(t, pty.Resize(console.WinSize{Width: 120, Height: 50}))
 	harness.Eventually(t, "the new size arrives", func() bool {
 		screen.send(t, "stty size\n")
