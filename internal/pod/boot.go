@@ -5,7 +5,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 
@@ -148,6 +151,38 @@ func (p *Pod) booted(shareTook time.Duration) {
 	p.save()
 	go p.watchVM(vm)
 	go p.watchEvents(vm)
+	go p.askGuest(vm)
+}
+
+// askGuest records which kernel the guest says it runs: one of the user's own has nobody
+// else to tell. The container does not wait for that.
+func (p *Pod) askGuest(vm *factory.VM) {
+	ctx, cancel := context.WithTimeout(context.Background(), guestCall)
+	defer cancel()
+	info, err := vm.Agent.Guest.Info(ctx, &agentv1.InfoRequest{})
+	if err != nil {
+		p.log.Debug("ask guest", "err", agentclient.Error(err))
+		return
+	}
+	p.log.Debug("guest", "agent", info.AgentVersion, "kernel", info.KernelRelease, "boot_id", info.BootId,
+		"memory", info.MemoryBytes, "cpus", info.Cpus, "boot_ms", info.BootMs)
+	release := printable(info.KernelRelease)
+	p.post(func() {
+		if release != "" && release != p.record.Kernel {
+			p.record.Kernel = release
+			p.save()
+		}
+	})
+}
+
+// printable bounds a word of the guest's and drops what is no visible character.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s[:min(len(s), 128)])
 }
 
 // watchVM waits for the ends of what the pod cannot live without.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -135,7 +136,7 @@ func (a *agent) claim(id, execID string, s *agentv1.Stdio) error {
 }
 
 func (a *agent) Info(context.Context, *agentv1.InfoRequest) (*agentv1.InfoResponse, error) {
-	return &agentv1.InfoResponse{}, nil
+	return &agentv1.InfoResponse{KernelRelease: "6.1.0-\x1b[2Jown" + strings.Repeat("x", 1<<10)}, nil
 }
 
 func (a *agent) Configure(context.Context, *agentv1.ConfigureRequest) (*agentv1.ConfigureResponse, error) {
@@ -571,6 +572,22 @@ func TestDeathOfTheStandInKillsItsProcess(t *testing.T) {
 	assert.NilError(t, <-w.ran)
 	w.ran <- nil
 	assert.Equal(t, w.status("web"), state.Stopped)
+}
+
+func TestGuestTellsItsKernel(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	for {
+		record, err := w.store.LoadPod("p")
+		assert.NilError(t, err)
+		if record.Kernel != "" {
+			assert.Assert(t, strings.HasPrefix(record.Kernel, "6.1.0-[2Jownxxx"), record.Kernel)
+			assert.Assert(t, len(record.Kernel) <= 128)
+			return
+		}
+		<-time.After(time.Millisecond)
+	}
 }
 
 func TestUnknownNames(t *testing.T) {
