@@ -145,6 +145,12 @@ func TestHonoured(t *testing.T) {
 		"linux.resources.memory":           `{"limit":67108864,"swap":-1,"reservation":1024}`,
 		"linux.resources.cpu":              `{"shares":1024,"quota":-1,"period":100000}`,
 		"linux.resources.pids":             `{"limit":-1}`,
+		"hooks.prestart":                   `[{"path":"/x"}]`,
+		"hooks.createRuntime":              `[{"path":"/x","args":["","a"],"env":["A=b","C"],"timeout":1}]`,
+		"hooks.createContainer":            `[{"path":"/x","timeout":2147483648}]`,
+		"hooks.startContainer":             `[{"path":"/x"},{"path":"/x"}]`,
+		"hooks.poststart":                  `[{"path":"/x"}]`,
+		"hooks.poststop":                   `[{"path":"/x"}]`,
 	} {
 		// What uses uts or ipc needs the rest of the default.
 		data := with(t, path, value)
@@ -174,12 +180,6 @@ func TestRefusals(t *testing.T) {
 		{"mounts[7]", `{"destination":"/x","source":"/x","options":["bind","rshared"]}`, "mounts[7].options[1]", "cannot reach the host"},
 		{"mounts[7]", `{"destination":"/x","source":"/x","options":["idmap","bind"]}`, "mounts[7].options[0]", "not supported"},
 		{"mounts[7]", `{"destination":"/x","source":"/x","options":["bind","ridmap=0-1-2"]}`, "mounts[7].options[1]", "not supported"},
-		{"hooks.prestart", `[{"path":"/x"}]`, "", "not supported"},
-		{"hooks.createRuntime", `[{"path":"/x"}]`, "", "not supported"},
-		{"hooks.createContainer", `[{"path":"/x"}]`, "", "not supported"},
-		{"hooks.startContainer", `[{"path":"/x"}]`, "", "not supported"},
-		{"hooks.poststart", `[{"path":"/x"}]`, "", "not supported"},
-		{"hooks.poststop", `[{"path":"/x"}]`, "", "not supported"},
 		{"linux.namespaces[1].path", `"/proc/1/ns/net"`, "", "not supported"},
 		{"linux.namespaces[5].type", `"user"`, "", "user namespace"},
 		{"linux.namespaces[5].type", `"time"`, "", "time namespace"},
@@ -242,6 +242,14 @@ func TestRefusals(t *testing.T) {
 		{"process.rlimits[0].type", `"RLIMIT_FOO"`, "", "not known"},
 		{"process.rlimits[0].soft", `2048`, "", "more than the hard limit"},
 		{"process.rlimits[1]", `{"type":"RLIMIT_NOFILE","soft":1,"hard":1}`, "process.rlimits[1].type", "twice"},
+		{"hooks.prestart", `[{"path":""}]`, "hooks.prestart[0].path", "not an absolute path"},
+		{"hooks.createRuntime", `[{"path":"/x"},{"path":"bin/x"}]`, "hooks.createRuntime[1].path", `"bin/x" is not an absolute path`},
+		{"hooks.createContainer", `[{"path":"/x","timeout":0}]`, "hooks.createContainer[0].timeout", "0 is not more than 0 seconds"},
+		{"hooks.startContainer", `[{"path":"/x","timeout":-1}]`, "hooks.startContainer[0].timeout", "-1 is not more"},
+		{"hooks.poststart", `[{"path":"/x\u0000"}]`, "hooks.poststart[0].path", "NUL"},
+		{"hooks.poststop", `[{"path":"/x","args":["x","\u0000"]}]`, "hooks.poststop[0].args[1]", "NUL"},
+		{"hooks.poststop", `[{"path":"/x","env":["A=\u0000"]}]`, "hooks.poststop[0].env[0]", "NUL"},
+		{"hooks.poststop", `[{"path":"/x","timeout":"1"}]`, "hooks.poststop.timeout", "does not fit"},
 		{"root", "", "", "must be given"},
 		{"root.path", `""`, "", "must not be empty"},
 		{"root.path", `"\u0000"`, "", "NUL"},
@@ -432,6 +440,31 @@ func TestBinds(t *testing.T) {
 		{Index: 9, Source: "/c"},
 		{Index: 10, Source: "/d", Recursive: true, ReadOnly: true},
 	})
+}
+
+// The hooks of the host stay there.
+func TestGuestHooks(t *testing.T) {
+	guest := func(data []byte) (s specs.Spec) {
+		b, err := bundle.Parse(data, "/b")
+		assert.NilError(t, err)
+		out, err := b.GuestSpec("/g/rootfs", nil)
+		assert.NilError(t, err)
+		assert.NilError(t, json.Unmarshal(out, &s))
+		return s
+	}
+	data := set(t, with(t, "annotations", `{"a":"b"}`), "hooks", `{
+		"prestart":[{"path":"/1"}], "createRuntime":[{"path":"/2"}], "poststart":[{"path":"/5"}], "poststop":[{"path":"/6"}]}`)
+	s := guest(data)
+	assert.Assert(t, s.Hooks == nil)
+	assert.Equal(t, len(s.Annotations), 0)
+	data = set(t, data, "hooks.createContainer", `[{"path":"/3","args":["a"],"env":["A=b"],"timeout":5}]`)
+	data = set(t, data, "hooks.startContainer", `[{"path":"/4"}]`)
+	s = guest(data)
+	assert.DeepEqual(t, s.Hooks, &specs.Hooks{
+		CreateContainer: []specs.Hook{{Path: "/3", Args: []string{"a"}, Env: []string{"A=b"}, Timeout: new(5)}},
+		StartContainer:  []specs.Hook{{Path: "/4"}},
+	})
+	assert.DeepEqual(t, s.Annotations, map[string]string{"a": "b"})
 }
 
 func TestGuestSpec(t *testing.T) {

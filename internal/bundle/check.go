@@ -83,6 +83,9 @@ func (c *checker) spec(s *specs.Spec) error {
 	if err := c.process(s.Process, "process."); err != nil {
 		return err
 	}
+	if err := c.hooks(s.Hooks); err != nil {
+		return err
+	}
 	if err := c.mounts(s.Mounts); err != nil {
 		return err
 	}
@@ -158,6 +161,50 @@ func (c *checker) process(p *specs.Process, at string) error {
 		return err
 	}
 	c.capabilities(p.Capabilities)
+	return nil
+}
+
+func (c *checker) hooks(h *specs.Hooks) error {
+	if h == nil {
+		return nil
+	}
+	for _, phase := range []struct {
+		name  string
+		hooks []specs.Hook
+	}{
+		{"prestart", h.Prestart}, //nolint:staticcheck // deprecated, and used
+		{"createRuntime", h.CreateRuntime}, {"createContainer", h.CreateContainer},
+		{"startContainer", h.StartContainer}, {"poststart", h.Poststart}, {"poststop", h.Poststop},
+	} {
+		for i, hook := range phase.hooks {
+			if err := c.hook(fmt.Sprintf("hooks.%s[%d].", phase.name, i), hook); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *checker) hook(at string, h specs.Hook) error {
+	switch {
+	case !path.IsAbs(h.Path):
+		return c.invalid(at+"path", "%s is not an absolute path", quote(h.Path))
+	case h.Timeout != nil && *h.Timeout <= 0:
+		return c.invalid(at+"timeout", "%d is not more than 0 seconds", *h.Timeout)
+	}
+	if err := c.text(at+"path", h.Path); err != nil {
+		return err
+	}
+	for i, arg := range h.Args {
+		if err := c.argument(fmt.Sprintf("%sargs[%d]", at, i), arg); err != nil {
+			return err
+		}
+	}
+	for i, env := range h.Env {
+		if err := c.argument(fmt.Sprintf("%senv[%d]", at, i), env); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

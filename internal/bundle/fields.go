@@ -74,12 +74,12 @@ var fields = []Field{
 	{Path: "mounts[].uidMappings", Support: Refused, Note: notYet},
 	{Path: "mounts[].gidMappings", Support: Refused, Note: notYet},
 
-	{Path: "hooks.prestart", Support: Refused, Note: notYet},
-	{Path: "hooks.createRuntime", Support: Refused, Note: notYet},
-	{Path: "hooks.createContainer", Support: Refused, Note: notYet},
-	{Path: "hooks.startContainer", Support: Refused, Note: notYet},
-	{Path: "hooks.poststart", Support: Refused, Note: notYet},
-	{Path: "hooks.poststop", Support: Refused, Note: notYet},
+	{Path: "hooks.prestart", Support: Honoured},
+	{Path: "hooks.createRuntime", Support: Honoured},
+	{Path: "hooks.createContainer", Support: Honoured, Note: "run in the guest as the process's user; the path is one of the container"},
+	{Path: "hooks.startContainer", Support: Honoured},
+	{Path: "hooks.poststart", Support: Honoured},
+	{Path: "hooks.poststop", Support: Honoured},
 	{Path: "annotations", Support: Honoured},
 
 	{Path: "linux.uidMappings", Support: Refused, Note: notYet},

@@ -44,12 +44,23 @@ func (b *Bundle) GuestSpec(root string, bindSource map[int]string) ([]byte, erro
 	linux := *b.Spec.Linux
 	linux.CgroupsPath = ""
 	spec.Linux = &linux
-	spec.Annotations, spec.Hooks = nil, nil
+	spec.Hooks = guestHooks(b.Spec.Hooks)
+	if spec.Hooks == nil {
+		spec.Annotations = nil // they are for the state that hooks get
+	}
 	data, err := marshal(&spec)
 	if err != nil {
 		return nil, fmt.Errorf("translate bundle: %w", err)
 	}
 	return data, nil
+}
+
+// guestHooks are those that run in the container; nil: none.
+func guestHooks(h *specs.Hooks) *specs.Hooks {
+	if h == nil || len(h.CreateContainer)+len(h.StartContainer) == 0 {
+		return nil
+	}
+	return &specs.Hooks{CreateContainer: h.CreateContainer, StartContainer: h.StartContainer}
 }
 
 // GuestProcess translates a checked process for the guest, as JSON.
