@@ -26,38 +26,39 @@ import (
 // the kernel names as the listener of the supervisor's socket, and never the
 // calling process. It waits for their end until ctx is done, at most ten
 // seconds each. After an error call it again: a record stays as long as
-// something it names may live.
-func (s *Store) Purge(ctx context.Context, id string) error {
+// something it names may live. taken is as RemoveContainer's, and may be set beside an error.
+func (s *Store) Purge(ctx context.Context, id string) (taken *Container, err error) {
 	if !validName(id) {
-		return invalidID("container", id)
+		return nil, invalidID("container", id)
 	}
 	if _, err := os.Lstat(s.root); errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	pod := s.podOf(id)
 	if c, _ := loose[Container](filepath.Join(s.ContainerDir(id), containerFile)); c.ID == id {
 		if err := killOther(ctx, c.StandIn); err != nil {
-			return fmt.Errorf("purge container %s: stand-in: %w", id, err)
+			return taken, fmt.Errorf("purge container %s: stand-in: %w", id, err)
 		}
 	}
 	var shared bool
 	if err := s.locked(func() error { shared = s.shared(pod, id); return nil }); err != nil {
-		return fmt.Errorf("purge container %s: %w", id, err)
+		return taken, fmt.Errorf("purge container %s: %w", id, err)
 	}
 	if !shared {
 		if err := killPod(ctx, s.PodDir(pod)); err != nil {
-			return fmt.Errorf("purge container %s: %w", id, err)
+			return taken, fmt.Errorf("purge container %s: %w", id, err)
 		}
 	}
 	// Look again: the last two containers of a pod may be purged at once, and
 	// then whoever removes the last record must kill the pod.
 	var gone []string
-	err := s.locked(func() error {
+	err = s.locked(func() error {
 		alone := !s.shared(pod, id)
 		if dir, err := s.discard(s.ContainerDir(id)); err != nil {
 			return err
 		} else if dir != "" {
 			gone = append(gone, dir)
+			taken = recordIn(dir, id)
 		}
 		if !alone {
 			return nil
@@ -73,9 +74,9 @@ func (s *Store) Purge(ctx context.Context, id string) error {
 		errs = append(errs, destroy(ctx, dir))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("purge container %s: %w", id, err)
+		return taken, fmt.Errorf("purge container %s: %w", id, err)
 	}
-	return nil
+	return taken, nil
 }
 
 // SweepPods removes pods that are of no use to anybody: their supervisor and
@@ -117,8 +118,9 @@ func (s *Store) SweepPods(ctx context.Context) error {
 	return nil
 }
 
-// remove takes a directory away if guard allows it and deletes it, killing nothing.
-func (s *Store) remove(kind, id, dir string, guard func() error) error {
+// remove takes a directory away if guard allows it and deletes it, killing nothing. taken gets its
+// new path before.
+func (s *Store) remove(kind, id, dir string, guard func() error, taken func(dir string)) error {
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -127,7 +129,9 @@ func (s *Store) remove(kind, id, dir string, guard func() error) error {
 		if err := guard(); err != nil {
 			return err
 		}
-		gone, err = s.discard(dir)
+		if gone, err = s.discard(dir); gone != "" {
+			taken(gone)
+		}
 		return err
 	})
 	if err == nil && gone != "" {

@@ -160,14 +160,14 @@ func TestPurge(t *testing.T) {
 	s := open(t)
 	p := makePod(t, s, "a")
 	bystander := makePod(t, s, "b")
-	assert.NilError(t, s.Purge(t.Context(), "a"))
+	assert.NilError(t, purge(t.Context(), s, "a"))
 	for _, done := range p.done {
 		ended(t, done)
 	}
 	missing(t, s.ContainerDir("a"))
 	missing(t, s.PodDir("pod-a"))
 	emptyTmp(t, s)
-	assert.NilError(t, s.Purge(t.Context(), "a"))
+	assert.NilError(t, purge(t.Context(), s, "a"))
 	for _, q := range []state.Process{bystander.standIn, bystander.supervisor, bystander.vm} {
 		running(t, q)
 	}
@@ -177,7 +177,7 @@ func TestPurgeSparesSharedPod(t *testing.T) {
 	s := open(t)
 	p := makePod(t, s, "a")
 	assert.NilError(t, s.ReserveContainer(container("b", "pod-a")))
-	assert.NilError(t, s.Purge(t.Context(), "a"))
+	assert.NilError(t, purge(t.Context(), s, "a"))
 	ended(t, p.done[0])
 	running(t, p.supervisor)
 	running(t, p.vm)
@@ -187,7 +187,7 @@ func TestPurgeSparesSharedPod(t *testing.T) {
 	assert.NilError(t, os.WriteFile(filepath.Join(s.ContainerDir("b"), "state.json"), nil, 0o600))
 	assert.NilError(t, s.SweepPods(t.Context()))
 	running(t, p.supervisor)
-	assert.NilError(t, s.Purge(t.Context(), "b"))
+	assert.NilError(t, purge(t.Context(), s, "b"))
 	ended(t, p.done[1])
 	ended(t, p.done[2])
 	missing(t, s.PodDir("pod-a"))
@@ -203,7 +203,7 @@ func TestPurgeOfReusedPids(t *testing.T) {
 	c.StandIn = stale
 	assert.NilError(t, s.ReserveContainer(c))
 	assert.NilError(t, s.CreatePod(state.Pod{ID: "p", Supervisor: stale, VM: []state.Process{stale}, Created: time.Now()}))
-	assert.NilError(t, s.Purge(t.Context(), "a"))
+	assert.NilError(t, purge(t.Context(), s, "a"))
 	running(t, innocent)
 	missing(t, s.ContainerDir("a"))
 	missing(t, s.PodDir("p"))
@@ -245,7 +245,7 @@ func TestPurgeOfDamagedState(t *testing.T) {
 			// Known by nothing but the socket it listens on.
 			_, done := child(t, "listen", s.PodDir("p"))
 			damage(t, filepath.Join(s.ContainerDir("a"), "state.json"), filepath.Join(s.PodDir("p"), "pod.json"))
-			assert.NilError(t, s.Purge(t.Context(), "a"))
+			assert.NilError(t, purge(t.Context(), s, "a"))
 			ended(t, done)
 			missing(t, s.ContainerDir("a"))
 			missing(t, s.PodDir("p"))
@@ -268,7 +268,7 @@ func TestPurgeOfNewerState(t *testing.T) {
 	}
 	_, err := s.LoadContainer("a")
 	assert.ErrorContains(t, err, "written by a newer runv")
-	assert.NilError(t, s.Purge(t.Context(), "a"))
+	assert.NilError(t, purge(t.Context(), s, "a"))
 	for _, done := range p.done {
 		ended(t, done)
 	}
@@ -283,7 +283,7 @@ func TestPurgeConcurrently(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			if err := s.Purge(t.Context(), string("ab"[i%2])); err != nil {
+			if err := purge(t.Context(), s, string("ab"[i%2])); err != nil {
 				t.Error(err)
 			}
 		})
@@ -309,10 +309,10 @@ func TestPurgeHasADeadline(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	// Either the processes died in time or the record is still there; a second call ends it.
-	if err := s.Purge(ctx, "a"); err != nil {
+	if err := purge(ctx, s, "a"); err != nil {
 		assert.Assert(t, errors.Is(err, context.Canceled), "%v", err)
 	}
-	assert.NilError(t, s.Purge(t.Context(), "a"))
+	assert.NilError(t, purge(t.Context(), s, "a"))
 	assert.NilError(t, s.SweepPods(t.Context()))
 	for _, done := range p.done {
 		ended(t, done)
@@ -414,7 +414,7 @@ func TestMountsAreNotEmptied(t *testing.T) {
 
 	// A link out of the directory is removed, not followed.
 	assert.NilError(t, os.Symlink(user, filepath.Join(share, "link")))
-	assert.NilError(t, s.Purge(t.Context(), "a"))
+	assert.NilError(t, purge(t.Context(), s, "a"))
 	missing(t, s.PodDir("p"))
 	untouched()
 	emptyTmp(t, s)

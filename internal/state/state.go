@@ -35,6 +35,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // Version is of the files that this package writes, and the newest that it reads.
@@ -93,6 +94,9 @@ type Container struct {
 	Annotations map[string]string `json:"annotations,omitempty"`
 	Owner       int               `json:"owner"` // uid of who created it
 	Terminal    bool              `json:"terminal"`
+	// Hooks are the bundle's. The supervisor sets them when it begins to make the container; from then on whoever removes the
+	// record runs the poststop hooks afterwards.
+	Hooks specs.Hooks `json:"hooks,omitzero"`
 }
 
 // Pod is what pod.json holds.

@@ -159,12 +159,23 @@ func (s *Store) Containers() ([]Container, error) {
 }
 
 // RemoveContainer removes a container's directory and kills nothing; see
-// Purge for more. Success when there is none.
-func (s *Store) RemoveContainer(id string) error {
+// Purge for more. Success when there is none. taken is the record that this call has removed, as far as it could be read,
+// nil when it has removed none: among all who try, one gets it, and what is to be done once after a container's end is his.
+func (s *Store) RemoveContainer(id string) (taken *Container, err error) {
 	if !validName(id) {
-		return invalidID("container", id)
+		return nil, invalidID("container", id)
 	}
-	return s.remove("container", id, s.ContainerDir(id), func() error { return nil })
+	err = s.remove("container", id, s.ContainerDir(id), func() error { return nil }, func(dir string) {
+		taken = recordIn(dir, id)
+	})
+	return taken, err
+}
+
+// recordIn reads a container's record from a directory that was discarded.
+func recordIn(dir, id string) *Container {
+	c, _ := loose[Container](filepath.Join(dir, containerFile))
+	c.ID = id
+	return &c
 }
 
 // CreatePod adds a pod with a directory of its own. Creator is set to the
@@ -232,7 +243,7 @@ func (s *Store) RemovePod(id string) error {
 				fmt.Sprintf("container %s is in it", names[0]))
 		}
 		return nil
-	})
+	}, func(string) {})
 }
 
 // Live is the container's status with the death of its supervisor taken into

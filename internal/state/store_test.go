@@ -1,6 +1,7 @@
 package state_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"gotest.tools/v3/assert"
 
 	"runv/internal/state"
@@ -47,9 +50,9 @@ func TestMissingRootIsEmptyAndStaysMissing(t *testing.T) {
 	_, err = s.LoadContainer("a")
 	assert.Assert(t, errdefs.IsNotFound(err))
 	assert.Assert(t, errdefs.IsNotFound(s.SaveContainer(container("a", "p"))))
-	assert.NilError(t, s.RemoveContainer("a"))
+	assert.NilError(t, removeContainer(s, "a"))
 	assert.NilError(t, s.RemovePod("a"))
-	assert.NilError(t, s.Purge(t.Context(), "a"))
+	assert.NilError(t, purge(t.Context(), s, "a"))
 	assert.NilError(t, s.SweepPods(t.Context()))
 	_, err = os.Stat(s.Root())
 	assert.Assert(t, errors.Is(err, fs.ErrNotExist), "%v", err)
@@ -106,8 +109,8 @@ func TestContainerLife(t *testing.T) {
 	assert.NilError(t, err)
 	assert.DeepEqual(t, got, c)
 
-	assert.NilError(t, s.RemoveContainer("a"))
-	assert.NilError(t, s.RemoveContainer("a"))
+	assert.NilError(t, removeContainer(s, "a"))
+	assert.NilError(t, removeContainer(s, "a"))
 	_, err = s.LoadContainer("a")
 	assert.Error(t, err, "container a does not exist")
 	assert.Assert(t, errdefs.IsNotFound(err))
@@ -136,7 +139,7 @@ func TestPodLife(t *testing.T) {
 	err = s.RemovePod("p")
 	assert.Error(t, err, "remove pod p: container a is in it")
 	assert.Assert(t, errdefs.IsFailedPrecondition(err))
-	assert.NilError(t, s.RemoveContainer("a"))
+	assert.NilError(t, removeContainer(s, "a"))
 	assert.NilError(t, s.RemovePod("p"))
 	assert.Assert(t, errdefs.IsNotFound(s.SavePod(p)))
 	emptyTmp(t, s)
@@ -146,8 +149,8 @@ func TestInvalidIsNotWritten(t *testing.T) {
 	s := open(t)
 	for _, id := range []string{"", ".", "..", "a/b", "../x", "a\x00", strings.Repeat("a", 256)} {
 		assert.Assert(t, errdefs.IsInvalidArgument(s.ReserveContainer(container(id, "p"))), "%q", id)
-		assert.Assert(t, errdefs.IsInvalidArgument(s.Purge(t.Context(), id)), "%q", id)
-		assert.Assert(t, errdefs.IsInvalidArgument(s.RemoveContainer(id)), "%q", id)
+		assert.Assert(t, errdefs.IsInvalidArgument(purge(t.Context(), s, id)), "%q", id)
+		assert.Assert(t, errdefs.IsInvalidArgument(removeContainer(s, id)), "%q", id)
 		assert.Assert(t, errdefs.IsInvalidArgument(s.RemovePod(id)), "%q", id)
 		_, err := s.LoadContainer(id)
 		assert.Assert(t, errdefs.IsInvalidArgument(err), "%q", id)
@@ -231,7 +234,7 @@ func TestReadersNeverSeeHalves(t *testing.T) {
 		c := container(fmt.Sprint("c", i%3), "p")
 		assert.NilError(t, s.ReserveContainer(c))
 		assert.NilError(t, s.SaveContainer(c))
-		assert.NilError(t, s.RemoveContainer(c.ID))
+		assert.NilError(t, removeContainer(s, c.ID))
 	}
 	close(stop)
 	wg.Wait()
@@ -271,4 +274,49 @@ func emptyTmp(t *testing.T, s *state.Store) {
 		assert.NilError(t, err)
 	}
 	assert.Equal(t, len(left), 0, "%v", left)
+}
+
+func purge(ctx context.Context, s *state.Store, id string) error {
+	_, err := s.Purge(ctx, id)
+	return err
+}
+
+func removeContainer(s *state.Store, id string) error {
+	_, err := s.RemoveContainer(id)
+	return err
+}
+
+// Whoever removes a container's record gets it, and nobody else does.
+func TestOneTakesTheRecord(t *testing.T) {
+	s := open(t)
+	c := container("a", "p")
+	c.Hooks.Poststop = []specs.Hook{{Path: "/bin/x", Timeout: new(3)}}
+	for _, remove := range []func() (*state.Container, error){
+		func() (*state.Container, error) { return s.Purge(t.Context(), "a") },
+		func() (*state.Container, error) { return s.RemoveContainer("a") },
+	} {
+		taken, err := remove()
+		assert.NilError(t, err)
+		assert.Assert(t, taken == nil)
+		assert.NilError(t, s.ReserveContainer(c))
+		var takers atomic.Int32
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				taken, err := remove()
+				assert.Check(t, err)
+				if taken != nil {
+					takers.Add(1)
+					assert.Check(t, cmp.Diff(taken.Hooks, c.Hooks) == "")
+				}
+			})
+		}
+		all.Wait()
+		assert.Equal(t, takers.Load(), int32(1))
+	}
+	assert.NilError(t, s.ReserveContainer(c))
+	assert.NilError(t, os.WriteFile(filepath.Join(s.ContainerDir("a"), "state.json"), []byte("{"), 0o600))
+	taken, err := s.Purge(t.Context(), "a")
+	assert.NilError(t, err)
+	assert.Equal(t, taken.ID, "a", "a damaged record is told, too")
 }
