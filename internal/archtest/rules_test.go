@@ -29,8 +29,8 @@ func importRules() []importRule {
 		},
 		{
 			from: []string{"internal/guest/..."},
-			only: []string{"api/agent/...", "internal/guest/...", "internal/transport"},
-			why:  "the guest shares the agent's API and the transport with the host, nothing else",
+			only: []string{"api/agent/...", "internal/guest/...", "internal/hook", "internal/transport"},
+			why:  "the guest shares the agent's API, the transport and the running of hooks with the host, nothing else",
 		},
 		{
 			from: []string{"..."}, except: []string{"internal/guest/...", "cmd/runv-agent", "cmd/runv-init", "test/..."},
@@ -77,8 +77,8 @@ func importRules() []importRule {
 		},
 		{
 			from: []string{
-				"internal/bundle", "internal/console", "internal/journal", "internal/mountns", "internal/rpcerror",
-				"internal/stdio", "internal/transport", "internal/unixsock",
+				"internal/bundle", "internal/console", "internal/hook", "internal/journal", "internal/mountns",
+				"internal/rpcerror", "internal/stdio", "internal/transport", "internal/unixsock",
 			},
 			only: []string{},
 			why:  "leaves: each can be read, tested and used alone",

@@ -723,8 +723,10 @@ type CreateRequest struct {
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The OCI runtime-spec configuration as JSON, at most 3 MiB. Paths of bind
 	// mount sources and of the root are guest paths below the share.
-	Spec          []byte `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
-	Stdio         *Stdio `protobuf:"bytes,3,opt,name=stdio,proto3" json:"stdio,omitempty"`
+	Spec  []byte `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	Stdio *Stdio `protobuf:"bytes,3,opt,name=stdio,proto3" json:"stdio,omitempty"`
+	// The bundle's path on the host. Text for the state that hooks get: no path of the guest.
+	Bundle        string `protobuf:"bytes,4,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -778,6 +780,13 @@ func (x *CreateRequest) GetStdio() *Stdio {
 		return x.Stdio
 	}
 	return nil
+}
+
+func (x *CreateRequest) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
 }
 
 type CreateResponse struct {
@@ -1881,11 +1890,12 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x05Stdio\x12\x14\n" +
 	"\x05stdin\x18\x01 \x01(\rR\x05stdin\x12\x16\n" +
 	"\x06stdout\x18\x02 \x01(\rR\x06stdout\x12\x16\n" +
-	"\x06stderr\x18\x03 \x01(\rR\x06stderr\"_\n" +
+	"\x06stderr\x18\x03 \x01(\rR\x06stderr\"w\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12*\n" +
-	"\x05stdio\x18\x03 \x01(\v2\x14.runv.agent.v1.StdioR\x05stdio\"\"\n" +
+	"\x05stdio\x18\x03 \x01(\v2\x14.runv.agent.v1.StdioR\x05stdio\x12\x16\n" +
+	"\x06bundle\x18\x04 \x01(\tR\x06bundle\"\"\n" +
 	"\x0eCreateResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x1e\n" +
 	"\fStartRequest\x12\x0e\n" +

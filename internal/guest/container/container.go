@@ -134,9 +134,9 @@ func validID(id string) bool {
 }
 
 // Create creates a container from a specification in JSON and returns the pid of its
-// init, which waits for Start. streams are the caller's to close when Create fails, and else
+// init, which waits for Start. bundle is text for its hooks. streams are the caller's to close when Create fails, and else
 // the container's.
-func (s *Set) Create(ctx context.Context, id string, specJSON []byte, streams stdio.Streams) (pid int, err error) {
+func (s *Set) Create(ctx context.Context, id, bundle string, specJSON []byte, streams stdio.Streams) (pid int, err error) {
 	if !validID(id) {
 		return 0, invalid("container id %q is not valid", id)
 	}
@@ -150,6 +150,9 @@ func (s *Set) Create(ctx context.Context, id string, specJSON []byte, streams st
 	}
 	cfg, err := translateInit(spec, flags)
 	if err != nil {
+		return 0, err
+	}
+	if cfg.Container.Hooks, err = translateHooks(id, bundle, spec); err != nil {
 		return 0, err
 	}
 	resources, err := cgroup.Translate(spec.Linux.Resources)
@@ -226,7 +229,8 @@ func (c *Container) wrongState(verb string) error {
 	return fault.New(errdefs.ErrFailedPrecondition, "cannot %s container %q: it is %s", verb, c.id, s)
 }
 
-// Start lets init become the user's program, and returns when it has or could not.
+// Start lets init become the user's program, and returns when it has or could not. A
+// hook that does not let it get there until ctx ends is killed with the container.
 func (c *Container) Start(ctx context.Context) error {
 	c.mu.Lock()
 	if c.status != created || c.paused {
@@ -237,6 +241,9 @@ func (c *Container) Start(ctx context.Context) error {
 	p := c.init
 	c.mu.Unlock()
 	if err := p.ctl.Start(ctx); err != nil {
+		if ctx.Err() != nil {
+			err = errors.Join(err, c.group.Kill())
+		}
 		return err
 	}
 	p.ctl.Close()

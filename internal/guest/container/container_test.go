@@ -189,7 +189,7 @@ func (w *world) create(id string, spec *specs.Spec) (*run, error) {
 	data, err := json.Marshal(spec)
 	assert.NilError(w.t, err)
 	r := newRun(spec.Process.Terminal)
-	_, err = w.set.Create(w.t.Context(), id, data, r.streams)
+	_, err = w.set.Create(w.t.Context(), id, "/the/bundle", data, r.streams)
 	return r, err
 }
 

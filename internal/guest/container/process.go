@@ -17,6 +17,7 @@ import (
 	"runv/internal/guest/launch"
 	"runv/internal/guest/stage"
 	"runv/internal/guest/stdio"
+	"runv/internal/hook"
 )
 
 // process is one that the agent started: a container's init or an exec.
@@ -36,13 +37,17 @@ type process struct {
 	instead   uint32 // status to report when the agent had to use SIGKILL for another signal
 }
 
-// setupTimeout bounds the stage of a process, should the request have no deadline.
+// setupTimeout bounds the stage of a process but for its hooks, should the request have no deadline.
 const setupTimeout = 60 * time.Second
 
 // launch starts a process. An init waits for its start when launch returns; an exec
 // has become the program. When launch fails the process is gone.
 func (c *Container) launch(ctx context.Context, execID string, cfg *stage.Config, streams stdio.Streams) (_ *process, err error) {
-	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
+	limit := setupTimeout
+	if cfg.Container != nil {
+		limit += hook.Timeouts(cfg.Container.Hooks.Create, 0)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	p := &process{c: c, execID: execID, gone: make(chan struct{})}
 	defer func() {

@@ -202,6 +202,30 @@ func translateContainer(s *specs.Spec, flags int) (*stage.Container, error) {
 	return c, nil
 }
 
+// translateHooks makes a stage's hooks of a specification's, with the state that they get.
+func translateHooks(id, bundle string, s *specs.Spec) (h stage.Hooks, err error) {
+	if s.Hooks == nil {
+		return h, nil
+	}
+	h.Create, h.Start = s.Hooks.CreateContainer, s.Hooks.StartContainer
+	state := specs.State{Version: specs.Version, ID: id, Bundle: bundle, Annotations: s.Annotations}
+	if h.CreateState, err = splitState(state, specs.StateCreating); err != nil {
+		return h, err
+	}
+	h.StartState, err = splitState(state, specs.StateCreated)
+	return h, err
+}
+
+// splitState encodes a state without a pid: only the stage knows what pid it has in its namespace.
+func splitState(s specs.State, status specs.ContainerState) (parts [2]string, err error) {
+	s.Status = status
+	data, err := json.Marshal(s)
+	if err != nil {
+		return parts, invalid("encode state: %w", err)
+	}
+	return [2]string{`{"pid":`, "," + strings.TrimPrefix(string(data), "{")}, nil
+}
+
 func translateMount(m specs.Mount) stage.Mount {
 	t := stage.Mount{Destination: m.Destination, Type: m.Type, Source: m.Source}
 	switch {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"runv/internal/guest/fault"
 )
 
@@ -161,6 +163,20 @@ func (c *Container) code(x *coder) {
 		x.string(&s.Name)
 		x.string(&s.Value)
 	})
+	list(x, &c.Hooks.Create, codeHook)
+	list(x, &c.Hooks.Start, codeHook)
+	for _, part := range []*string{
+		&c.Hooks.CreateState[0], &c.Hooks.CreateState[1], &c.Hooks.StartState[0], &c.Hooks.StartState[1],
+	} {
+		x.string(part)
+	}
+}
+
+func codeHook(x *coder, h *specs.Hook) {
+	x.string(&h.Path)
+	list(x, &h.Args, (*coder).string)
+	list(x, &h.Env, (*coder).string)
+	optional(x, &h.Timeout, integer[int])
 }
 
 func (m *Mount) code(x *coder) {

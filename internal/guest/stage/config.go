@@ -7,10 +7,12 @@
 // their initialization.
 //
 // The steps of init, in order: mounts, pivot_root, terminal, read-only and masked
-// paths, limits, the user and its privileges, look up the program, report ready,
-// wait for the start, execve. Those of exec: join, terminal, the same from
+// paths, limits, the user and its privileges, look up the program, createContainer hooks, report ready,
+// wait for the start, startContainer hooks, execve. Those of exec: join, terminal, the same from
 // limits on, execve.
 package stage
+
+import specs "github.com/opencontainers/runtime-spec/specs-go"
 
 // Name is argv[0] of a stage.
 const Name = "runv-init"
@@ -70,6 +72,14 @@ type Container struct {
 	MaskedPaths     []string
 	ReadonlyPaths   []string
 	Sysctl          []Sysctl
+	Hooks           Hooks
+}
+
+// Hooks run in the container, as the process that becomes the user's program.
+type Hooks struct {
+	Create, Start []specs.Hook
+	// The OCI state in JSON that each gets: what is before and after the value of pid.
+	CreateState, StartState [2]string
 }
 
 // Sysctl is a kernel parameter.

@@ -1,14 +1,19 @@
 package stage
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
 	"runtime"
+	"strconv"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"runv/internal/hook"
 )
 
 // Main is the stage. It does not return: it becomes the user's program, or
@@ -51,6 +56,12 @@ func run() error {
 	if err := p.prepare(); err != nil {
 		return err
 	}
+	if cfg.Container != nil {
+		hooks := cfg.Container.Hooks
+		if err := p.runHooks(hook.CreateContainer, hooks.Create, hooks.CreateState); err != nil {
+			return err
+		}
+	}
 	if cfg.Container != nil || p.Terminal {
 		send(nil, p.ptmx())
 	}
@@ -58,8 +69,22 @@ func run() error {
 		if err := waitForStart(); err != nil {
 			return err
 		}
+		hooks := cfg.Container.Hooks
+		if err := p.runHooks(hook.StartContainer, hooks.Start, hooks.StartState); err != nil {
+			return err
+		}
 	}
 	return p.exec()
+}
+
+// runHooks runs hooks as what the process is now: the program's user, with its limits and privileges, in its
+// working directory. A program of the container gets no more rights by being a hook.
+func (p *program) runHooks(phase hook.Phase, hooks []specs.Hook, state [2]string) error {
+	if len(hooks) == 0 {
+		return nil
+	}
+	text := state[0] + strconv.Itoa(os.Getpid()) + state[1]
+	return hook.Run(context.Background(), phase, hooks, p.Cwd, []byte(text))
 }
 
 func readConfig() (*Config, error) {
