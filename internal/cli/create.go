@@ -13,12 +13,14 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	urfave "github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
 
 	supervisorv1 "runv/api/supervisor/v1"
 	"runv/internal/bundle"
 	"runv/internal/config"
+	"runv/internal/hook"
 	"runv/internal/rpcerror"
 	"runv/internal/state"
 )
@@ -133,6 +135,7 @@ type created struct {
 	supervisor *supervisor
 	standIn    *standIn
 	terminal   bool
+	hooks      specs.Hooks
 }
 
 func (c *created) close() { c.supervisor.close() }
@@ -147,6 +150,10 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	terminal := b.Spec.Process != nil && b.Spec.Process.Terminal
 	if err := opts.check(terminal); err != nil {
 		return nil, err
+	}
+	var hooks specs.Hooks
+	if b.Spec.Hooks != nil {
+		hooks = *b.Spec.Hooks
 	}
 	cfg, err := a.loadConfig()
 	if err != nil {
@@ -187,7 +194,7 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	}
 	undo.push(func() error {
 		sup.shutdown()
-		process.await(shutdownTimeout) // it removes its own traces
+		process.await(shutdownTimeout + hook.Timeouts(hooks.Poststop, hook.Unbounded)) // it removes its own traces
 		return nil
 	})
 	standIn, err := a.startStandIn(ctx, store.PodDir(podID), terminal, opts.consoleSocket)
@@ -197,7 +204,12 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	undo.push(standIn.kill)
 	a.log.Debug("stand-in is connected", "container", id, "pid", standIn.pid(), "after", time.Since(began))
 
-	callCtx, cancel := context.WithTimeout(ctx, cfg.BootTimeout+createSlack)
+	limit := cfg.BootTimeout + createSlack
+	//nolint:staticcheck // prestart is deprecated, and used
+	for _, list := range [][]specs.Hook{hooks.Prestart, hooks.CreateRuntime, hooks.CreateContainer} {
+		limit += hook.Timeouts(list, 0) // one without a timeout has what the others leave
+	}
+	callCtx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	_, err = sup.containers.Create(callCtx, &supervisorv1.CreateRequest{Id: id, Bundle: b.Dir, Standin: standIn.token()})
 	if err != nil {
@@ -216,7 +228,7 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 		return nil, context.Cause(ctx)
 	}
 	undo.release()
-	return &created{id: id, store: store, supervisor: sup, standIn: standIn, terminal: terminal}, nil
+	return &created{id: id, store: store, supervisor: sup, standIn: standIn, terminal: terminal, hooks: hooks}, nil
 }
 
 // loadBundle checks a bundle early: nothing has to be undone when it is bad.
@@ -260,7 +272,7 @@ func (a *app) reserve(ctx context.Context, id string, b *bundle.Bundle, terminal
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
 		// The container's record may have gone before its pod's.
-		return errors.Join(store.Purge(ctx, id), store.RemovePod(podID))
+		return errors.Join(a.purge(ctx, store, id), store.RemovePod(podID))
 	})
 	if err := store.CreatePod(state.Pod{ID: podID, Created: now}); err != nil {
 		return nil, "", err

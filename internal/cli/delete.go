@@ -2,15 +2,19 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	urfave "github.com/urfave/cli/v3"
 
 	supervisorv1 "runv/api/supervisor/v1"
+	"runv/internal/hook"
 	"runv/internal/rpcerror"
 	"runv/internal/state"
 )
@@ -77,7 +81,7 @@ func (a *app) remove(ctx context.Context, id string, force bool) error {
 		return nil
 	case err != nil && force:
 		a.log.Debug("remove damaged container from disk", "container", id, "error", err)
-		return store.Purge(ctx, id)
+		return a.purge(ctx, store, id)
 	case err != nil:
 		return err
 	}
@@ -90,12 +94,13 @@ func (a *app) remove(ctx context.Context, id string, force bool) error {
 	if force {
 		timeout = forceTimeout
 	}
+	timeout += hook.Timeouts(c.Hooks.Poststop, hook.Unbounded)
 	err = a.askDelete(ctx, store, c, timeout, force || status == state.Created)
 	if err == nil {
 		// A supervisor that was never asked to create the container, because the
 		// command died first, does not know it.
 		if _, err := store.LoadContainer(id); !errdefs.IsNotFound(err) {
-			return store.Purge(ctx, id)
+			return a.purge(ctx, store, id)
 		}
 		awaitPodEnd(ctx, store, c.PodID)
 		if force {
@@ -107,7 +112,27 @@ func (a *app) remove(ctx context.Context, id string, force bool) error {
 	// One that a user has lost patience with is not asked again.
 	if errdefs.IsUnavailable(err) || status == state.Stopped || force {
 		a.log.Debug("remove container from disk", "container", id, "error", err)
-		return store.Purge(ctx, id)
+		return a.purge(ctx, store, id)
+	}
+	return err
+}
+
+// purge removes a container from disk, and then runs its poststop hooks unless somebody else has removed it
+// meanwhile: among all who try, supervisors included, one does.
+func (a *app) purge(ctx context.Context, store *state.Store, id string) error {
+	c, err := store.Purge(ctx, id)
+	if c == nil || len(c.Hooks.Poststop) == 0 {
+		return err
+	}
+	data, jsonErr := json.Marshal(specs.State{
+		Version: specs.Version, ID: c.ID, Status: specs.StateStopped, Bundle: c.Bundle, Annotations: c.Annotations,
+	})
+	if jsonErr != nil {
+		return errors.Join(err, jsonErr)
+	}
+	// The container is gone whatever comes of them, and ctx may be over.
+	if hookErr := hook.RunAll(context.WithoutCancel(ctx), hook.Poststop, c.Hooks.Poststop, c.Bundle, data); hookErr != nil {
+		a.warn("delete %s: %v", id, hookErr)
 	}
 	return err
 }

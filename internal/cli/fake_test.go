@@ -232,7 +232,7 @@ func (f *fakeSupervisor) Delete(_ context.Context, req *supervisorv1.DeleteReque
 	if err != nil {
 		return nil, err
 	}
-	if err := f.store.RemoveContainer(c.ID); err != nil {
+	if _, err := f.store.RemoveContainer(c.ID); err != nil {
 		return nil, err
 	}
 	return &supervisorv1.DeleteResponse{}, f.store.RemovePod(c.PodID)

@@ -121,7 +121,7 @@ func (c *created) awaitDelivery(ctx context.Context) {
 }
 
 func (c *created) start(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout(c.hooks))
 	defer cancel()
 	_, err := c.supervisor.containers.Start(ctx, &supervisorv1.StartRequest{Id: c.id})
 	return err

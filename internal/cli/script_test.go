@@ -159,7 +159,7 @@ func purge(t *testing.T, root string) {
 	all, _ := store.Containers()
 	for _, c := range all {
 		// The fakes in this process need no killing, and Purge refuses to.
-		if err := store.Purge(t.Context(), c.ID); err != nil {
+		if _, err := store.Purge(t.Context(), c.ID); err != nil {
 			t.Log(err)
 		}
 	}

@@ -2,11 +2,14 @@ package cli
 
 import (
 	"context"
+	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	urfave "github.com/urfave/cli/v3"
 
 	supervisorv1 "runv/api/supervisor/v1"
+	"runv/internal/hook"
 	"runv/internal/rpcerror"
 	"runv/internal/state"
 )
@@ -36,7 +39,7 @@ Example:
 			case state.Running, state.Paused:
 				return rpcerror.New(errdefs.ErrFailedPrecondition, "cannot start an already running container")
 			}
-			ctx, cancel := context.WithTimeout(ctx, callTimeout)
+			ctx, cancel := context.WithTimeout(ctx, startTimeout(c.Hooks))
 			defer cancel()
 			sup, err := dial(ctx, store.PodDir(c.PodID))
 			if err != nil {
@@ -47,4 +50,9 @@ Example:
 			return err
 		}),
 	}
+}
+
+// startTimeout bounds a start: hooks may take what their timeouts say beyond the usual.
+func startTimeout(h specs.Hooks) time.Duration {
+	return callTimeout + hook.Timeouts(h.StartContainer, 0) + hook.Timeouts(h.Poststart, 0)
 }

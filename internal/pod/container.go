@@ -38,7 +38,12 @@ type container struct {
 	op        chan struct{} // closed at the end of the operation in flight; nil: none
 	gone      chan struct{} // closed when status is stopped
 	inGuest   bool          // the agent knows it
+	forgotten chan struct{} // closed when all of it is gone and its poststop hooks have run
+
+	poststart *poststart // nil: not begun, or no hooks
 }
+
+var errDeleted = rpcerror.New(errdefs.ErrAborted, "container is being deleted")
 
 // CreateRequest asks for a container.
 type CreateRequest struct {
@@ -58,6 +63,7 @@ func (p *Pod) Create(ctx context.Context, req CreateRequest) (int, error) {
 	for _, w := range b.Warnings {
 		p.log.Warn("bundle", "container", req.ID, "warning", w)
 	}
+	callerCtx := ctx // delete ends ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var c *container
@@ -68,7 +74,9 @@ func (p *Pod) Create(ctx context.Context, req CreateRequest) (int, error) {
 	if err != nil {
 		err = fmt.Errorf("create %s: %w", req.ID, err)
 		// The caller may be gone; the undoing has its own deadlines.
-		_ = p.do(context.WithoutCancel(ctx), func() error { p.abandon(c, err); return nil })
+		if p.do(context.WithoutCancel(ctx), func() error { p.abandon(c, err); return nil }) == nil {
+			_ = c.awaitForgotten(callerCtx)
+		}
 		if cause := p.whyEnded(); cause != nil { // err is a consequence then
 			err = fmt.Errorf("create %s: %w", req.ID, cause)
 		}
@@ -114,6 +122,10 @@ func (p *Pod) admitContainer(req CreateRequest, b *bundle.Bundle, cancel context
 		cancel:    cancel,
 		op:        make(chan struct{}),
 		gone:      make(chan struct{}),
+		forgotten: make(chan struct{}),
+	}
+	if b.Spec.Hooks != nil {
+		c.record.Hooks = *b.Spec.Hooks
 	}
 	p.containers[req.ID] = c
 	p.pending++ // until created or forget
@@ -132,7 +144,12 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 		return 0, err
 	}
 	proc := newProcess(c, initProcess, peer)
-	if err := p.do(ctx, func() error { c.record.StandIn = proc.standIn; return p.addProcess(proc) }); err != nil {
+	var record state.Container // as hooks see it
+	if err := p.do(ctx, func() error {
+		c.record.StandIn = proc.standIn
+		record = c.record
+		return p.addProcess(proc)
+	}); err != nil {
 		_ = peer.Close()
 		peer.CloseStdio()
 		return 0, err
@@ -149,6 +166,10 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 		return 0, err
 	}
 	mounted := time.Now()
+	if err := p.runCreateHooks(ctx, record); err != nil {
+		return 0, err
+	}
+	hooked := time.Now()
 	vm, err := p.awaitBoot(ctx)
 	if err != nil {
 		return 0, err
@@ -161,7 +182,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	if err := p.do(ctx, func() error { c.inGuest = true; return nil }); err != nil {
 		return 0, err
 	}
-	if _, err := vm.Agent.Containers.Create(ctx, &agentv1.CreateRequest{Id: req.ID, Spec: spec, Stdio: stdio}); err != nil {
+	if _, err := vm.Agent.Containers.Create(ctx, &agentv1.CreateRequest{Id: req.ID, Spec: spec, Stdio: stdio, Bundle: b.Dir}); err != nil {
 		return 0, p.explain(agentclient.Error(err), vm)
 	}
 	return proc.standIn.PID, p.do(ctx, func() error {
@@ -169,6 +190,9 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 			return context.Cause(ctx)
 		}
 		p.phase("mount "+req.ID, mounted.Sub(began))
+		if h := record.Hooks; len(h.Prestart)+len(h.CreateRuntime) > 0 { //nolint:staticcheck // prestart is deprecated, and used
+			p.phase("hooks "+req.ID, hooked.Sub(mounted))
+		}
 		p.phase("create "+req.ID, time.Since(booted))
 		p.created(c, proc)
 		return nil
@@ -247,19 +271,6 @@ func (p *Pod) removeFromVM(vm *factory.VM, id string, inGuest bool) {
 	}
 	if err := p.cfg.Share.Remove(id); err != nil {
 		p.log.Error("remove from share", "container", id, "err", err)
-	}
-}
-
-// forget removes a container's record, which was pending. On the pod's goroutine.
-func (p *Pod) forget(c *container) {
-	p.pending--
-	p.endOp(c)
-	if p.containers[c.record.ID] != c {
-		return
-	}
-	delete(p.containers, c.record.ID)
-	if err := p.cfg.Recorder.RemoveContainer(c.record.ID); err != nil {
-		p.log.Error("remove container's record", "container", c.record.ID, "err", err)
 	}
 }
 
@@ -356,9 +367,14 @@ func (p *Pod) endOp(c *container) {
 	c.cancel = func(error) {}
 }
 
-// Start runs the user's program of a created container.
+// Start runs the user's program of a created container, and then its poststart hooks.
 func (p *Pod) Start(ctx context.Context, id string) error {
 	began := time.Now()
+	hooksCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	var run *poststart
+	var started *container
+	var record state.Container
 	err := p.operate(ctx, verbStart, id, func(ctx context.Context, vm *factory.VM) error {
 		_, err := vm.Agent.Containers.Start(ctx, &agentv1.StartRequest{Id: id})
 		return err
@@ -374,7 +390,15 @@ func (p *Pod) Start(ctx context.Context, id string) error {
 		p.phase("start "+id, time.Since(began))
 		p.save()
 		p.append(journal.Event{Type: journal.Start, Container: id, PID: proc.standIn.PID})
+		if len(c.record.Hooks.Poststart) > 0 {
+			run = &poststart{cancel: cancel, done: make(chan struct{})}
+			c.poststart, started, record = run, c, c.record
+			p.pending++ // the program may be short, and the last
+		}
 	})
+	if err == nil && run != nil {
+		err = p.runPoststart(hooksCtx, started, run, record)
+	}
 	if err != nil {
 		return fmt.Errorf("start %s: %w", id, err)
 	}
@@ -476,7 +500,7 @@ func (p *Pod) kill(ctx context.Context, c *container) error {
 	err := p.do(ctx, func() error {
 		vm, status = p.vm, c.record.Status
 		if status == state.Creating {
-			c.cancel(rpcerror.New(errdefs.ErrAborted, "container is being deleted"))
+			c.cancel(errDeleted)
 		}
 		return nil
 	})
@@ -513,6 +537,9 @@ func (p *Pod) kill(ctx context.Context, c *container) error {
 
 // remove removes a stopped container, after the operation that is in flight.
 func (p *Pod) remove(ctx context.Context, c *container) error {
+	if err := p.endPoststart(ctx, c); err != nil {
+		return err
+	}
 	var vm *factory.VM
 	var last, known bool
 	for busy := c.gone; busy != nil; {
@@ -555,5 +582,5 @@ func (p *Pod) remove(ctx context.Context, c *container) error {
 		p.append(journal.Event{Type: journal.Delete, Container: c.record.ID})
 		p.forget(c)
 		return nil
-	}))
+	}), c.awaitForgotten(ctx))
 }

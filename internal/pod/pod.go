@@ -39,7 +39,7 @@ type share interface {
 type recorder interface {
 	LoadContainer(id string) (state.Container, error)
 	SaveContainer(c state.Container) error
-	RemoveContainer(id string) error
+	RemoveContainer(id string) (*state.Container, error)
 	SavePod(p state.Pod) error
 }
 
@@ -61,6 +61,7 @@ type Config struct {
 	Recorder recorder
 	StandIns standIns
 	Journal  *journal.Journal
+	OnHost   func(f func() error) error // runs f on a thread with the file system of the host
 	Log      *slog.Logger
 }
 

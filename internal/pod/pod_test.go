@@ -285,7 +285,8 @@ func newWorld(t *testing.T) *world {
 		Record: record, VM: hypervisor.Config{ID: "p", RunDir: w.store.PodDir("p"), Accel: hypervisor.TCG},
 		DefaultVCPUs: 1, DefaultMemory: 512 << 20, IdleTimeout: time.Minute,
 		Factory: factory.Direct{Driver: w.driver, BootTimeout: 5 * time.Second},
-		Share:   w.share, Recorder: w.store, StandIns: listener, Journal: w.journal, Log: slog.New(slog.DiscardHandler),
+		Share:   w.share, Recorder: w.store, StandIns: listener, Journal: w.journal,
+		OnHost: func(f func() error) error { return f() }, Log: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { w.ran <- w.pod.Run(ctx) }()

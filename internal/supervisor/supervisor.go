@@ -214,6 +214,7 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 		DefaultVCPUs: cfg.DefaultVCPUs, DefaultMemory: cfg.DefaultMemory, IdleTimeout: idleTimeout,
 		Factory: factory.Direct{Driver: driver, BootTimeout: cfg.BootTimeout},
 		Share:   share, Recorder: store, StandIns: s.standIns, Journal: s.journal, Log: log,
+		OnHost: func(f func() error) error { return mountns.Do(hostMounts, f) },
 	}), s, nil
 }
 
