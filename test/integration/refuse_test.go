@@ -44,8 +44,8 @@ func TestBadInputIsRefusedByName(t *testing.T) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces[:0:0], specs.LinuxNamespace{Type: "mount"}, specs.LinuxNamespace{Type: "pid", Path: "/proc/1/ns/pid"})
 		}), "linux.namespaces[1].path"},
 		{"hooks", "web", edited(func(s *specs.Spec) {
-			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/true"}}}
-		}), "hooks"},
+			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/true"}, {Path: "bin/true"}}}
+		}), "hooks.createRuntime[1].path"},
 		{"seccomp", "web", edited(func(s *specs.Spec) {
 			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
 		}), "linux.seccomp"},
