@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	supervisorv1 "runv/api/supervisor/v1"
+	"runv/internal/hook"
 	"runv/internal/state"
 )
 
@@ -51,7 +52,7 @@ func (a *app) run(ctx context.Context, id string, opts createOptions, keep bool)
 	defer c.close()
 	if opts.detach {
 		if err := c.start(createCtx); err != nil {
-			return errors.Join(err, a.removeAfterwards(ctx, id))
+			return errors.Join(err, a.removeAfterwards(ctx, c))
 		}
 		return nil
 	}
@@ -60,12 +61,12 @@ func (a *app) run(ctx context.Context, id string, opts createOptions, keep bool)
 		if keep {
 			return err
 		}
-		if rmErr := a.removeAfterwards(ctx, id); rmErr != nil {
+		if rmErr := a.removeAfterwards(ctx, c); rmErr != nil {
 			a.warn("delete %s: %v", id, rmErr)
 		}
 		return err
 	}
-	return errors.Join(err, a.removeAfterwards(ctx, id))
+	return errors.Join(err, a.removeAfterwards(ctx, c))
 }
 
 // attend starts the program and is its foreground until its end: terminal,
@@ -128,10 +129,11 @@ func (c *created) start(ctx context.Context) error {
 }
 
 // removeAfterwards deletes a container that run has made, whatever its state.
-func (a *app) removeAfterwards(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout+forceTimeout)
+func (a *app) removeAfterwards(ctx context.Context, c *created) error {
+	limit := callTimeout + forceTimeout + hook.Timeouts(c.hooks.Poststop, hook.Unbounded)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
-	return a.remove(ctx, id, true)
+	return a.remove(ctx, c.id, true)
 }
 
 // forwardSignals passes all signals on that a user or a caller may mean for the

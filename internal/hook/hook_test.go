@@ -131,7 +131,7 @@ func TestContextKillsTheGroup(t *testing.T) {
 		}
 		cancel(errors.New("deleted"))
 	}()
-	err := hook.Run(ctx, hook.CreateRuntime, []specs.Hook{sh(`sleep 1000 & echo $! >"$0"; echo >`+fifo+`; wait`, file), sh("true", "")}, "/", nil)
+	err := hook.Run(ctx, hook.CreateRuntime, []specs.Hook{sh(`sleep 1000 & echo $! >"$0"; : >`+fifo+`; wait`, file), sh("true", "")}, "/", nil)
 	assert.Error(t, err, "hooks.createRuntime[0] /bin/sh: deleted")
 	gone(t, file)
 

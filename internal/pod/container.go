@@ -478,7 +478,10 @@ func (p *Pod) Delete(ctx context.Context, id string, force bool) error {
 		if c, err = p.find(id); err != nil {
 			return err
 		}
-		return admit(v, id, c.record.Status)
+		if err = admit(v, id, c.record.Status); err == nil {
+			p.pending++ // the pod does not end with its last container before that is removed
+		}
+		return err
 	})
 	if force && errdefs.IsNotFound(err) {
 		return nil
@@ -486,6 +489,7 @@ func (p *Pod) Delete(ctx context.Context, id string, force bool) error {
 	if err != nil {
 		return err
 	}
+	defer p.post(func() { p.pending-- })
 	if err := p.kill(ctx, c); err != nil {
 		return fmt.Errorf("delete %s: %w", id, err)
 	}
@@ -569,7 +573,7 @@ func (p *Pod) remove(ctx context.Context, c *container) error {
 		}
 	}
 	if !known {
-		return nil
+		return c.awaitForgotten(ctx)
 	}
 	var err error
 	if last {

@@ -37,6 +37,11 @@
 // delivered. A VM that dies, a share that dies, an agent that breaks the protocol fail the
 // pod: its processes count as killed by SIGKILL and it goes the same way.
 //
+// # Hooks
+//
+// Those of the host run on the goroutine of the request, outside of the pod's: prestart and createRuntime end with the
+// request, poststart with the container, poststop with its own timeouts. See hooks.go for who runs poststop.
+//
 // # The end of a process
 //
 // The agent tells the exit, then that it has sent all output (Drained). The pod

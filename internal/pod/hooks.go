@@ -74,6 +74,15 @@ func (p *Pod) endPoststart(ctx context.Context, c *container) error {
 	}
 }
 
+// endHooks ends poststart hooks that still run, for a pod that is to end. On the pod's goroutine.
+func (p *Pod) endHooks() {
+	for _, c := range p.containers {
+		if c.poststart != nil {
+			c.poststart.cancel(errStopping)
+		}
+	}
+}
+
 // poststop runs the poststop hooks of a container whose record this process has removed: who does that runs
 // them, so that they run once whoever deletes a container. Failures are logged, and the other hooks run.
 // The caller that asked for the end may have gone; each hook has a timeout.

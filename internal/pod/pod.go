@@ -122,6 +122,7 @@ func (p *Pod) Run(ctx context.Context) error {
 			}
 		case <-cancelled:
 			cancelled = nil
+			p.endHooks()
 			p.stop("supervisor is told to end")
 		}
 	}
@@ -198,6 +199,7 @@ func (p *Pod) phase(name string, d time.Duration) {
 // Shutdown kills all containers, ends the VM and returns when it has gone.
 func (p *Pod) Shutdown(ctx context.Context) error {
 	err := p.do(ctx, func() error {
+		p.endHooks()
 		p.stop("shutdown was asked for")
 		return nil
 	})

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 	"gotest.tools/v3/assert/cmp"
 
@@ -510,6 +512,139 @@ func TestFailedCreateIsUndone(t *testing.T) {
 			w.share.mu.Lock()
 			assert.Equal(t, len(w.share.added), 0)
 			w.share.mu.Unlock()
+		})
+	}
+}
+
+// hook adds a hook to the bundle that writes a line to a log: its phase, and the state's status.
+func (w *world) hook(phase, script string) (log string) {
+	w.t.Helper()
+	path := filepath.Join(w.bundle, "config.json")
+	data, err := os.ReadFile(path)
+	assert.NilError(w.t, err)
+	var spec map[string]any
+	assert.NilError(w.t, json.Unmarshal(data, &spec))
+	hooks, _ := spec["hooks"].(map[string]any)
+	if hooks == nil {
+		hooks = map[string]any{}
+	}
+	log = filepath.Join(w.bundle, "log")
+	tell := `state=$(cat); state=${state#*'"status":"'}; echo "` + phase + `:${state%%'"'*}" >>` + log + "; "
+	hooks[phase] = []any{map[string]any{"path": "/bin/sh", "args": []string{"sh", "-c", tell + script}}}
+	spec["hooks"] = hooks
+	data, err = json.Marshal(spec)
+	assert.NilError(w.t, err)
+	assert.NilError(w.t, os.WriteFile(path, data, 0o600))
+	return log
+}
+
+func (w *world) hooksRan(log string) string {
+	w.t.Helper()
+	data, err := os.ReadFile(log)
+	if !errors.Is(err, fs.ErrNotExist) {
+		assert.NilError(w.t, err)
+	}
+	return strings.Join(strings.Fields(string(data)), " ")
+}
+
+func TestHooks(t *testing.T) {
+	w := newWorld(t)
+	for _, phase := range []string{"prestart", "createRuntime", "poststart", "poststop"} {
+		w.hook(phase, "")
+	}
+	log := w.hook("createContainer", "exit 9") // the guest's, as startContainer
+	var before string
+	w.agent.create = func() error { before = w.hooksRan(log); return nil }
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	assert.Equal(t, before, "prestart:creating createRuntime:creating")
+	assert.NilError(t, w.pod.Start(t.Context(), "web"))
+	assert.Equal(t, w.hooksRan(log), before+" poststart:running")
+	assert.NilError(t, w.pod.Delete(t.Context(), "web", true))
+	assert.Equal(t, w.hooksRan(log), before+" poststart:running poststop:stopped")
+}
+
+func TestFailedCreateRunsPoststop(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		sabotage func(w *world)
+		want     string
+		ran      string
+	}{
+		{"share", func(w *world) { w.share.add = errors.New("boom") }, "mount: boom", "poststop:stopped"},
+		{"hook", func(w *world) { w.hook("createRuntime", "echo sorry; exit 3") },
+			"create web: hooks.createRuntime[0] /bin/sh: exit status 3: sorry", "createRuntime:creating poststop:stopped"},
+		{"agent", func(w *world) { w.agent.create = func() error { return errors.New("boom") } }, "boom", "poststop:stopped"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			log := w.hook("poststop", "exit 1")
+			tc.sabotage(w)
+			_, err := w.create("web", 1)
+			assert.ErrorContains(t, err, tc.want)
+			assert.Equal(t, w.hooksRan(log), tc.ran, "before create answers")
+			w.ran <- <-w.ran // it ends
+			assert.Equal(t, w.status("web"), state.Status(""))
+		})
+	}
+}
+
+// Somebody else may remove the record, and then the hooks are his.
+func TestPoststopBelongsToWhoRemovesTheRecord(t *testing.T) {
+	w := newWorld(t)
+	log := w.hook("poststop", "")
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	taken, err := w.store.RemoveContainer("web")
+	assert.NilError(t, err)
+	assert.Equal(t, len(taken.Hooks.Poststop), 1)
+	assert.NilError(t, w.pod.Delete(t.Context(), "web", true))
+	assert.Equal(t, w.hooksRan(log), "")
+}
+
+func TestFailedPoststartStopsTheContainer(t *testing.T) {
+	w := newWorld(t)
+	w.hook("poststart", "exit 3")
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	assert.ErrorContains(t, w.pod.Start(t.Context(), "web"), "start web: hooks.poststart[0] /bin/sh: exit status 3")
+	assert.Equal(t, w.status("web"), state.Stopped)
+}
+
+// Whatever hangs in a hook, delete ends it, and so does a shutdown.
+func TestHangingHooksAreEnded(t *testing.T) {
+	for _, tc := range []struct{ phase, verb, why, after string }{
+		{"createRuntime", "delete", "container is being deleted", " poststop:stopped"},
+		{"poststart", "delete", "container is being deleted", " poststop:stopped"},
+		{"createRuntime", "shutdown", "pod is stopping", " poststop:stopped"},
+		{"poststart", "shutdown", "pod is stopping", ""}, // the container is there, stopped
+	} {
+		phase := tc.phase
+		t.Run(tc.verb+" "+phase, func(t *testing.T) {
+			w := newWorld(t)
+			fifo := filepath.Join(w.bundle, "fifo")
+			assert.NilError(t, unix.Mkfifo(fifo, 0o600))
+			w.hook("poststop", "")
+			log := w.hook(phase, ": >"+fifo+"; sleep 1000")
+			hung := make(chan error, 1)
+			go func() {
+				_, err := w.create("web", 1)
+				if err == nil {
+					err = w.pod.Start(context.Background(), "web")
+				}
+				hung <- err
+			}()
+			f, err := os.Open(fifo) // until the hook runs
+			assert.NilError(t, err)
+			f.Close()
+			if tc.verb == "delete" {
+				assert.NilError(t, w.pod.Delete(t.Context(), "web", true))
+			} else {
+				assert.NilError(t, w.pod.Shutdown(t.Context()))
+			}
+			assert.ErrorContains(t, <-hung, "hooks."+phase+"[0] /bin/sh: "+tc.why)
+			status := map[string]string{"createRuntime": "creating", "poststart": "running"}[phase]
+			assert.Equal(t, w.hooksRan(log), phase+":"+status+tc.after)
 		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -356,6 +357,77 @@ func TestProcMustBeADirectory(t *testing.T) {
 	assert.NilError(t, os.Symlink("/tmp", filepath.Join(w.rootfs, "proc")))
 	_, err := w.create("a", w.spec("true"))
 	assert.ErrorContains(t, err, "ordinary directory")
+}
+
+// Hooks run as the program will, in what is its place already.
+func TestHooks(t *testing.T) {
+	w := newWorld(t)
+	assert.NilError(t, os.Mkdir(filepath.Join(w.rootfs, "work"), 0o777))
+	assert.NilError(t, os.Chmod(filepath.Join(w.rootfs, "work"), 0o777))
+	hook := func(script string) []specs.Hook {
+		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", script}, Env: []string{"PATH=/bin"}}}
+	}
+	spec := w.spec("sh", "-c", "cat log")
+	spec.Process.Cwd = "/work"
+	spec.Process.User = specs.User{UID: 1000, GID: 1000}
+	spec.Annotations = map[string]string{"a": "b"}
+	const tell = `{ id -u; grep CapEff /proc/self/status; readlink /proc/self/cwd; cat; echo; } >>log`
+	spec.Hooks = &specs.Hooks{CreateContainer: hook(tell), StartContainer: hook(tell)}
+	r, err := w.create("a", spec)
+	assert.NilError(t, err)
+	data, err := os.ReadFile(filepath.Join(w.rootfs, "work/log"))
+	assert.NilError(t, err)
+	want := func(status string) string {
+		return "1000\nCapEff:\t0000000000000000\n/work\n" + fmt.Sprintf(
+			`{"pid":1,"ociVersion":%q,"id":"a","status":%q,"bundle":"/the/bundle","annotations":{"a":"b"}}`, specs.Version, status) + "\n"
+	}
+	assert.Equal(t, string(data), want("creating"))
+	assert.NilError(t, w.start("a"))
+	status, _ := w.end("a", "")
+	assert.Equal(t, status, uint32(0))
+	r.copying.Wait()
+	assert.Equal(t, r.out[1].String(), want("creating")+want("created"))
+
+	for id, tc := range map[string]struct {
+		hooks specs.Hooks
+		start bool
+		want  string
+	}{
+		"b": {specs.Hooks{CreateContainer: hook("echo no; exit 4")}, false, "hooks.createContainer[0] /bin/sh: exit status 4: no"},
+		"c": {specs.Hooks{CreateContainer: []specs.Hook{{Path: busybox + "-of-the-host"}}}, false, "no such file or directory"},
+		"d": {specs.Hooks{StartContainer: append(hook("exit 0"), hook("exit 4")...)}, true, "hooks.startContainer[1] /bin/sh: exit status 4"},
+	} {
+		spec.Hooks = &tc.hooks
+		_, err := w.create(id, spec)
+		if tc.start {
+			assert.NilError(t, err)
+			err = w.start(id)
+		}
+		assert.ErrorContains(t, err, tc.want)
+		if tc.start {
+			status, _ := w.end(id, "")
+			assert.Equal(t, status, uint32(1))
+		}
+	}
+
+	spec.Hooks = &specs.Hooks{StartContainer: hook(": >/work/fifo; sleep 1000")}
+	assert.NilError(t, unix.Mkfifo(filepath.Join(w.rootfs, "work/fifo"), 0o666))
+	assert.NilError(t, os.Chmod(filepath.Join(w.rootfs, "work/fifo"), 0o666))
+	_, err = w.create("e", spec)
+	assert.NilError(t, err)
+	c, err := w.set.Get("e")
+	assert.NilError(t, err)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	go func() {
+		if f, err := os.Open(filepath.Join(w.rootfs, "work/fifo")); err == nil { // until the hook runs
+			f.Close()
+		}
+		cancel(errors.New("patience is at its end"))
+	}()
+	assert.ErrorContains(t, c.Start(ctx), "patience is at its end")
+	status, _ = w.end("e", "")
+	assert.Equal(t, status, uint32(137), "killed with its hook")
 }
 
 func TestProgramErrors(t *testing.T) {
