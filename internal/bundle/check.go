@@ -173,8 +173,11 @@ func (c *checker) hooks(h *specs.Hooks) error {
 		hooks []specs.Hook
 	}{
 		{"prestart", h.Prestart}, //nolint:staticcheck // deprecated, and used
-		{"createRuntime", h.CreateRuntime}, {"createContainer", h.CreateContainer},
-		{"startContainer", h.StartContainer}, {"poststart", h.Poststart}, {"poststop", h.Poststop},
+		{"createRuntime", h.CreateRuntime},
+		{"createContainer", h.CreateContainer},
+		{"startContainer", h.StartContainer},
+		{"poststart", h.Poststart},
+		{"poststop", h.Poststop},
 	} {
 		for i, hook := range phase.hooks {
 			if err := c.hook(fmt.Sprintf("hooks.%s[%d].", phase.name, i), hook); err != nil {

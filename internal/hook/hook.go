@@ -198,8 +198,7 @@ func start(h specs.Hook, dir string, state []byte) (*os.Process, *output, error)
 
 // cause is an error without the path, which the caller tells.
 func cause(err error) error {
-	var at *os.PathError
-	if errors.As(err, &at) {
+	if at, ok := errors.AsType[*os.PathError](err); ok {
 		return at.Err
 	}
 	return err

@@ -52,7 +52,7 @@ func TestWhatAHookGets(t *testing.T) {
 	assert.Equal(t, read(t, file+".pwd"), dir+"\n")
 	assert.Equal(t, read(t, file+".env"), "A=1\nA=2\nPATH=/usr/bin:/bin\nNO_VALUE\n")
 	assert.Equal(t, strings.Split(read(t, file+".args"), "\n")[0], "a name")
-	for _, fd := range strings.Fields(read(t, file+".fds")) {
+	for fd := range strings.FieldsSeq(read(t, file+".fds")) {
 		n, err := strconv.Atoi(fd)
 		assert.NilError(t, err)
 		assert.Assert(t, n < 3 || n >= 10, "descriptor %d", n) // a shell keeps its own from 10 on

@@ -572,8 +572,10 @@ func TestFailedCreateRunsPoststop(t *testing.T) {
 		ran      string
 	}{
 		{"share", func(w *world) { w.share.add = errors.New("boom") }, "mount: boom", "poststop:stopped"},
-		{"hook", func(w *world) { w.hook("createRuntime", "echo sorry; exit 3") },
-			"create web: hooks.createRuntime[0] /bin/sh: exit status 3: sorry", "createRuntime:creating poststop:stopped"},
+		{
+			"hook", func(w *world) { w.hook("createRuntime", "echo sorry; exit 3") },
+			"create web: hooks.createRuntime[0] /bin/sh: exit status 3: sorry", "createRuntime:creating poststop:stopped",
+		},
 		{"agent", func(w *world) { w.agent.create = func() error { return errors.New("boom") } }, "boom", "poststop:stopped"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -42,7 +42,7 @@ const hookEnv = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 
 // hooked is a bundle with a hook in each phase; log is where those of the host write, and in the root file system
 // /log is that of the others. fail is the phase whose hook fails.
-func hooked(e *harness.Env, t *testing.T, fail string, args []string, edit ...func(*specs.Spec)) (bundle, log string) {
+func hooked(t *testing.T, e *harness.Env, fail string, args []string, edit ...func(*specs.Spec)) (bundle, log string) {
 	t.Helper()
 	script := filepath.Join(e.Dir, "hook.sh")
 	assert.NilError(t, os.WriteFile(script, []byte(hookScript), 0o755))
@@ -95,7 +95,7 @@ func phases(all []hookCall) string {
 
 func TestHooks(t *testing.T) {
 	e := harness.New(t)
-	bundle, log := hooked(e, t, "", []string{"sh", "-c", "cat /log | wc -l; sleep 1000"})
+	bundle, log := hooked(t, e, "", []string{"sh", "-c", "cat /log | wc -l; sleep 1000"})
 	guestLog := filepath.Join(bundle, "rootfs", "log")
 	out, err := os.Create(filepath.Join(e.Dir, "out"))
 	assert.NilError(t, err)
@@ -191,7 +191,7 @@ func TestHooksAsRunc(t *testing.T) {
 		}
 		return seen
 	}
-	bundle, log := hooked(e, t, "", []string{"true"}, func(s *specs.Spec) {
+	bundle, log := hooked(t, e, "", []string{"true"}, func(s *specs.Spec) {
 		s.Hooks.CreateContainer, s.Hooks.StartContainer = nil, nil // runc resolves the path of createContainer on the host
 	})
 	root := filepath.Join(e.Dir, "runc")
@@ -221,7 +221,7 @@ func TestFailingHooks(t *testing.T) {
 		{"poststart", "", "start", "prestart:creating createRuntime:creating poststart:running poststop:stopped"},
 	} {
 		t.Run(tc.phase, func(t *testing.T) {
-			bundle, log := hooked(e, t, tc.phase, []string{"sleep", "1000"})
+			bundle, log := hooked(t, e, tc.phase, []string{"sleep", "1000"})
 			if tc.path == "" {
 				tc.path = filepath.Join(e.Dir, "hook.sh")
 			}
@@ -241,7 +241,7 @@ func TestFailingHooks(t *testing.T) {
 		})
 	}
 	t.Run("poststop", func(t *testing.T) {
-		bundle, log := hooked(e, t, "poststop", []string{"true"})
+		bundle, log := hooked(t, e, "poststop", []string{"true"})
 		e.EditSpec(bundle, func(s *specs.Spec) { s.Hooks.Poststop = append(s.Hooks.Poststop, s.Hooks.Poststop[0]) })
 		r := e.Run("run", "--bundle", bundle, "web")
 		assert.Equal(t, r.Code, 0, r.Stderr)
@@ -249,7 +249,7 @@ func TestFailingHooks(t *testing.T) {
 		e.CheckNothingLeft()
 	})
 	t.Run("missing", func(t *testing.T) {
-		bundle, log := hooked(e, t, "", []string{"true"}, func(s *specs.Spec) {
+		bundle, log := hooked(t, e, "", []string{"true"}, func(s *specs.Spec) {
 			s.Hooks.CreateRuntime[0].Path = "/no/such"
 		})
 		r := e.Run("run", "--bundle", bundle, "web")
@@ -291,7 +291,7 @@ func TestHangingHooks(t *testing.T) {
 	file := filepath.Join(e.Dir, "pid")
 	with := func(t *testing.T, edit func(h *specs.Hooks)) (bundle, log string) {
 		_ = os.Remove(file)
-		return hooked(e, t, "", []string{"sleep", "1000"}, func(s *specs.Spec) { edit(s.Hooks) })
+		return hooked(t, e, "", []string{"sleep", "1000"}, func(s *specs.Spec) { edit(s.Hooks) })
 	}
 	t.Run("timeout", func(t *testing.T) {
 		bundle, log := with(t, func(h *specs.Hooks) { h.CreateRuntime = hanging(file, new(1)) })
@@ -352,7 +352,7 @@ func TestHangingHooks(t *testing.T) {
 // TestPoststopWithoutSupervisor deletes containers whose supervisor was killed: the command runs the hooks, once.
 func TestPoststopWithoutSupervisor(t *testing.T) {
 	e := harness.New(t)
-	bundle, log := hooked(e, t, "", []string{"sleep", "1000"})
+	bundle, log := hooked(t, e, "", []string{"sleep", "1000"})
 	e.OK("run", "--detach", "--bundle", bundle, "web")
 	assert.NilError(t, syscall.Kill(e.Pod("web").Supervisor.PID, syscall.SIGKILL))
 	e.AwaitStatus("web", specs.StateStopped)
