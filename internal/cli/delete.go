@@ -117,8 +117,8 @@ func (a *app) remove(ctx context.Context, id string, force bool) error {
 	return err
 }
 
-// purge removes a container from disk, and then runs its poststop hooks unless somebody else has removed it
-// meanwhile: among all who try, supervisors included, one does.
+// purge removes a container from disk, and then runs its poststop hooks unless somebody else has
+// removed it meanwhile: among all who try, supervisors included, one does.
 func (a *app) purge(ctx context.Context, store *state.Store, id string) error {
 	c, err := store.Purge(ctx, id)
 	if c == nil || len(c.Hooks.Poststop) == 0 {

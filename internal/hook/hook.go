@@ -1,9 +1,9 @@
 // Package hook runs the OCI hooks of a container, one list after the other as its callers say.
 //
-// Hooks of the host are run by a container's supervisor (internal/pod decides when), and by the command line when it
-// deletes a container whose supervisor is dead; those of the container by its stage in the guest
-// (internal/guest/stage). The package decides nothing about a container, and knows no other package of ours: it is
-// one of the few that host and guest share.
+// Hooks of the host are run by a container's supervisor (internal/pod decides when), and by the
+// command line when it deletes a container whose supervisor is dead; those of the container by its
+// stage in the guest (internal/guest/stage). The package decides nothing about a container, and
+// knows no other package of ours: it is one of the few that host and guest share.
 package hook
 
 import (
@@ -40,18 +40,18 @@ const (
 	Unbounded = time.Minute
 	// maxOutput is how much of the end of a hook's output an error carries.
 	maxOutput = 2 << 10
-	// leftover is how long the output of a hook that has ended is waited for: processes that it has left in the
-	// background may hold it open for ever.
+	// leftover is how long the output of a hook that has ended is waited for: processes that it has
+	// left in the background may hold it open for ever.
 	leftover = time.Second
 	// maxTimeout keeps seconds from overflowing a Duration.
 	maxTimeout = 1 << 31
 )
 
-// Run runs hooks in their order, each with the state on its standard input and dir as its working directory ("/" when
-// there is none such), and stops at the first that fails. Its error names the hook: "hooks.prestart[0] /bin/x: exit
-// status 1: " and the end of what the hook has written. A hook fails when it
-// cannot be started, does not exit with 0, or takes longer than its timeout; at the timeout, and when ctx ends, its process
-// group is killed.
+// Run runs hooks in their order, each with the state on its standard input and dir as its working
+// directory ("/" when there is none such), and stops at the first that fails. Its error names the
+// hook: "hooks.prestart[0] /bin/x: exit status 1: " and the end of what the hook has written. A
+// hook fails when it cannot be started, does not exit with 0, or takes longer than its timeout; at
+// the timeout, and when ctx ends, its process group is killed.
 //
 // Hooks get their own environment only, and no file but their standard ones. They are born on
 // the calling thread, so they get its namespaces and its root, and they die with it.
@@ -146,7 +146,8 @@ func run(ctx context.Context, h specs.Hook, dir string, state []byte) error {
 	return err
 }
 
-// awaitExit returns when a child has ended, and leaves it to be waited for: until then its pid is its own.
+// awaitExit returns when a child has ended, and leaves it to be waited for: until then its pid is
+// its own.
 func awaitExit(pid int) {
 	for {
 		if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); !errors.Is(err, unix.EINTR) {
@@ -155,7 +156,8 @@ func awaitExit(pid int) {
 	}
 }
 
-// start starts a hook. Its standard input is a file in memory, so nobody has to wait until it is read.
+// start starts a hook. Its standard input is a file in memory, so nobody has to wait until it is
+// read.
 func start(h specs.Hook, dir string, state []byte) (*os.Process, *output, error) {
 	fd, err := unix.MemfdCreate("state", unix.MFD_CLOEXEC)
 	if err != nil {

@@ -39,8 +39,9 @@
 //
 // # Hooks
 //
-// Those of the host run on the goroutine of the request, outside of the pod's: prestart and createRuntime end with the
-// request, poststart with the container, poststop with its own timeouts. See hooks.go for who runs poststop.
+// Those of the host run on the goroutine of the request, outside of the pod's: prestart and
+// createRuntime end with the request, poststart with the container, poststop with its own timeouts.
+// See hooks.go for who runs poststop.
 //
 // # The end of a process
 //

@@ -47,8 +47,9 @@ type poststart struct {
 	done   chan struct{} // closed when the hooks have ended
 }
 
-// runPoststart runs the poststart hooks of a container that has been started, as run says. A failure stops the
-// container, as the runtime-spec demands. The hooks go on when the caller goes; the container's removal ends them.
+// runPoststart runs the poststart hooks of a container that has been started, as run says. A
+// failure stops the container, as the runtime-spec demands. The hooks go on when the caller goes;
+// the container's removal ends them.
 func (p *Pod) runPoststart(ctx context.Context, c *container, run *poststart, record state.Container) error {
 	err := p.runHooks(ctx, hook.Poststart, record.Hooks.Poststart, record, specs.StateRunning, record.StandIn.PID)
 	if err != nil {
@@ -83,9 +84,9 @@ func (p *Pod) endHooks() {
 	}
 }
 
-// poststop runs the poststop hooks of a container whose record this process has removed: who does that runs
-// them, so that they run once whoever deletes a container. Failures are logged, and the other hooks run.
-// The caller that asked for the end may have gone; each hook has a timeout.
+// poststop runs the poststop hooks of a container whose record this process has removed: who does
+// that runs them, so that they run once whoever deletes a container. Failures are logged, and the
+// other hooks run. The caller that asked for the end may have gone; each hook has a timeout.
 func (p *Pod) poststop(record state.Container) {
 	data, err := hookState(record, specs.StateStopped, 0)
 	if err == nil {
@@ -98,7 +99,8 @@ func (p *Pod) poststop(record state.Container) {
 	}
 }
 
-// forget removes a container's record, which was pending, and runs the poststop hooks. On the pod's goroutine.
+// forget removes a container's record, which was pending, and runs the poststop hooks. On the pod's
+// goroutine.
 func (p *Pod) forget(c *container) {
 	var record state.Container
 	if p.containers[c.record.ID] == c {

@@ -94,8 +94,8 @@ type Container struct {
 	Annotations map[string]string `json:"annotations,omitempty"`
 	Owner       int               `json:"owner"` // uid of who created it
 	Terminal    bool              `json:"terminal"`
-	// Hooks are the bundle's. The supervisor sets them when it begins to make the container; from then on whoever removes the
-	// record runs the poststop hooks afterwards.
+	// Hooks are the bundle's. The supervisor sets them when it begins to make the container; from
+	// then on whoever removes the record runs the poststop hooks afterwards.
 	Hooks specs.Hooks `json:"hooks,omitzero"`
 }
 

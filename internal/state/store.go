@@ -158,9 +158,10 @@ func (s *Store) Containers() ([]Container, error) {
 	return loadAll(filepath.Join(s.root, containersDir), s.LoadContainer)
 }
 
-// RemoveContainer removes a container's directory and kills nothing; see
-// Purge for more. Success when there is none. taken is the record that this call has removed, as far as it could be read,
-// nil when it has removed none: among all who try, one gets it, and what is to be done once after a container's end is his.
+// RemoveContainer removes a container's directory and kills nothing; see Purge for more. Success
+// when there is none. taken is the record that this call has removed, as far as it could be read,
+// nil when it has removed none: among all who try, one gets it, and what is to be done once after a
+// container's end is his.
 func (s *Store) RemoveContainer(id string) (taken *Container, err error) {
 	if !validName(id) {
 		return nil, invalidID("container", id)

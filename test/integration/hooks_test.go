@@ -40,8 +40,8 @@ exit 0
 
 const hookEnv = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// hooked is a bundle with a hook in each phase; log is where those of the host write, and in the root file system
-// /log is that of the others. fail is the phase whose hook fails.
+// hooked is a bundle with a hook in each phase; log is where those of the host write, and in the
+// root file system /log is that of the others. fail is the phase whose hook fails.
 func hooked(t *testing.T, e *harness.Env, fail string, args []string, edit ...func(*specs.Spec)) (bundle, log string) {
 	t.Helper()
 	script := filepath.Join(e.Dir, "hook.sh")
@@ -157,8 +157,8 @@ func TestHooks(t *testing.T) {
 	e.CheckNothingLeft()
 }
 
-// TestHooksAsRunc runs the same bundle under runc and compares what the hooks of the host see. runc before 1.3 runs
-// poststart at create, with status created.
+// TestHooksAsRunc runs the same bundle under runc and compares what the hooks of the host see. runc
+// before 1.3 runs poststart at create, with status created.
 func TestHooksAsRunc(t *testing.T) {
 	runc, err := exec.LookPath("runc")
 	if err != nil {
@@ -207,7 +207,8 @@ func TestHooksAsRunc(t *testing.T) {
 	assert.DeepEqual(t, ours, theirs)
 }
 
-// TestFailingHooks makes a hook of each phase fail: the command says which and why, and what it has begun is undone.
+// TestFailingHooks makes a hook of each phase fail: the command says which and why, and what it has
+// begun is undone.
 func TestFailingHooks(t *testing.T) {
 	e := harness.New(t)
 	for _, tc := range []struct {
@@ -349,7 +350,8 @@ func TestHangingHooks(t *testing.T) {
 	})
 }
 
-// TestPoststopWithoutSupervisor deletes containers whose supervisor was killed: the command runs the hooks, once.
+// TestPoststopWithoutSupervisor deletes containers whose supervisor was killed: the command runs
+// the hooks, once.
 func TestPoststopWithoutSupervisor(t *testing.T) {
 	e := harness.New(t)
 	bundle, log := hooked(t, e, "", []string{"sleep", "1000"})

@@ -133,9 +133,9 @@ func validID(id string) bool {
 	return id != "" && len(id) <= 255 && id != "." && id != ".." && filepath.Base(id) == id
 }
 
-// Create creates a container from a specification in JSON and returns the pid of its
-// init, which waits for Start. bundle is text for its hooks. streams are the caller's to close when Create fails, and else
-// the container's.
+// Create creates a container from a specification in JSON and returns the pid of its init, which
+// waits for Start. bundle is text for its hooks. streams are the caller's to close when Create
+// fails, and else the container's.
 func (s *Set) Create(ctx context.Context, id, bundle string, specJSON []byte, streams stdio.Streams) (pid int, err error) {
 	if !validID(id) {
 		return 0, invalid("container id %q is not valid", id)

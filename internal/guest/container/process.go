@@ -37,7 +37,8 @@ type process struct {
 	instead   uint32 // status to report when the agent had to use SIGKILL for another signal
 }
 
-// setupTimeout bounds the stage of a process but for its hooks, should the request have no deadline.
+// setupTimeout bounds the stage of a process but for its hooks, should the request have no
+// deadline.
 const setupTimeout = 60 * time.Second
 
 // launch starts a process. An init waits for its start when launch returns; an exec

@@ -6,10 +6,10 @@
 // it runs under the name Name. The package's imports are few, since every exec waits for
 // their initialization.
 //
-// The steps of init, in order: mounts, pivot_root, terminal, read-only and masked
-// paths, limits, the user and its privileges, look up the program, createContainer hooks, report ready,
-// wait for the start, startContainer hooks, execve. Those of exec: join, terminal, the same from
-// limits on, execve.
+// The steps of init, in order: mounts, pivot_root, terminal, read-only and masked paths, limits,
+// the user and its privileges, look up the program, createContainer hooks, report ready, wait for
+// the start, startContainer hooks, execve. Those of exec: join, terminal, the same from limits on,
+// execve.
 package stage
 
 import specs "github.com/opencontainers/runtime-spec/specs-go"

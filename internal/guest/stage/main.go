@@ -77,8 +77,9 @@ func run() error {
 	return p.exec()
 }
 
-// runHooks runs hooks as what the process is now: the program's user, with its limits and privileges, in its
-// working directory. A program of the container gets no more rights by being a hook.
+// runHooks runs hooks as what the process is now: the program's user, with its limits and
+// privileges, in its working directory. A program of the container gets no more rights by being a
+// hook.
 func (p *program) runHooks(phase hook.Phase, hooks []specs.Hook, state [2]string) error {
 	if len(hooks) == 0 {
 		return nil
