@@ -335,6 +335,20 @@ func TestHangingHooks(t *testing.T) {
 		e.CheckNothingLeft()
 		assert.Equal(t, phases(calls(t, log)), "prestart:creating poststop:stopped")
 	})
+	t.Run("supervisor is killed", func(t *testing.T) {
+		bundle, log := with(t, func(h *specs.Hooks) {
+			h.CreateRuntime = hanging(file, nil)
+			h.CreateRuntime[0].Args[2] = "echo $$ >" + file + ".tmp; mv " + file + ".tmp " + file + "; exec sleep 1000"
+		})
+		create := e.Command("create", "--bundle", bundle, "web")
+		assert.NilError(t, create.Start())
+		pid := awaitPid(t, file)
+		assert.NilError(t, syscall.Kill(e.Pod("web").Supervisor.PID, syscall.SIGKILL))
+		awaitDead(t, pid)
+		assert.Equal(t, harness.ExitCode(create.Wait()), 1)
+		assert.Equal(t, phases(calls(t, log)), "prestart:creating poststop:stopped", "by the command")
+		e.CheckNothingLeft()
+	})
 	t.Run("poststart and delete --force", func(t *testing.T) {
 		bundle, log := with(t, func(h *specs.Hooks) { h.Poststart = hanging(file, nil) })
 		e.OK("create", "--bundle", bundle, "web")
