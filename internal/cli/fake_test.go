@@ -215,11 +215,23 @@ func (f *fakeSupervisor) set(status state.Status) error {
 }
 
 func (f *fakeSupervisor) Pause(context.Context, *supervisorv1.PauseRequest) (*supervisorv1.PauseResponse, error) {
-	return &supervisorv1.PauseResponse{}, f.set(state.Paused)
+	return &supervisorv1.PauseResponse{}, f.move(state.Running, state.Paused, "container not running")
 }
 
 func (f *fakeSupervisor) Resume(context.Context, *supervisorv1.ResumeRequest) (*supervisorv1.ResumeResponse, error) {
-	return &supervisorv1.ResumeResponse{}, f.set(state.Running)
+	return &supervisorv1.ResumeResponse{}, f.move(state.Paused, state.Running, "container not paused")
+}
+
+// move sets the container's status if it has the one before.
+func (f *fakeSupervisor) move(from, to state.Status, denial string) error {
+	c, err := f.store.LoadContainer(f.id)
+	if err == nil && c.Status != from {
+		err = rpcerror.New(errdefs.ErrFailedPrecondition, denial)
+	}
+	if err != nil {
+		return err
+	}
+	return f.set(to)
 }
 
 // Delete removes the container, and the pod ends.

@@ -20,7 +20,7 @@ func (a *app) pauseCommand() *urfave.Command {
 		Description: `Example:
    runv pause web && runv list && runv resume web`,
 		Action: forContainer(func(ctx context.Context, _ *urfave.Command, id string) error {
-			return a.inState(ctx, id, state.Running, errNotRunning, func(ctx context.Context, sup *supervisor) error {
+			return a.askLive(ctx, id, errNotRunning, func(ctx context.Context, sup *supervisor) error {
 				_, err := sup.containers.Pause(ctx, &supervisorv1.PauseRequest{Id: id})
 				return err
 			})
@@ -38,7 +38,7 @@ func (a *app) resumeCommand() *urfave.Command {
 		Description: `Example:
    runv resume web`,
 		Action: forContainer(func(ctx context.Context, _ *urfave.Command, id string) error {
-			return a.inState(ctx, id, state.Paused, notPaused, func(ctx context.Context, sup *supervisor) error {
+			return a.askLive(ctx, id, notPaused, func(ctx context.Context, sup *supervisor) error {
 				_, err := sup.containers.Resume(ctx, &supervisorv1.ResumeRequest{Id: id})
 				return err
 			})
@@ -46,9 +46,10 @@ func (a *app) resumeCommand() *urfave.Command {
 	}
 }
 
-// inState calls the supervisor of a container that must be in one state.
-// Otherwise the answer is otherwise.
-func (a *app) inState(ctx context.Context, id string, want state.Status, otherwise error, call func(context.Context, *supervisor) error) error {
+// askLive calls the supervisor of a container that has not stopped. Otherwise the
+// answer is otherwise. All else is the supervisor's to judge: what the state file says may be
+// old, when the disk was full.
+func (a *app) askLive(ctx context.Context, id string, otherwise error, call func(context.Context, *supervisor) error) error {
 	store, err := a.openStore()
 	if err != nil {
 		return err
@@ -57,7 +58,7 @@ func (a *app) inState(ctx context.Context, id string, want state.Status, otherwi
 	if err != nil {
 		return err
 	}
-	if store.Live(c) != want {
+	if store.Live(c) == state.Stopped {
 		return otherwise
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

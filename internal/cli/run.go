@@ -11,6 +11,7 @@ import (
 
 	supervisorv1 "runv/api/supervisor/v1"
 	"runv/internal/hook"
+	"runv/internal/standin"
 	"runv/internal/state"
 )
 
@@ -93,9 +94,10 @@ func (a *app) attend(ctx context.Context, release func(), c *created) error {
 		return err
 	}
 	c.awaitDelivery(ctx)
-	// A supervisor writes down how a container has ended before the stand-in ends.
+	// A supervisor writes down how a container has ended before the stand-in ends. Only the
+	// status of a stand-in that has lost its supervisor needs that proof: disks are full at times.
 	record, err := c.store.LoadContainer(c.id)
-	if err == nil && record.ExitStatus == nil {
+	if err == nil && record.ExitStatus == nil && status == standin.StatusKilled {
 		return &exitError{status: status, err: errSupervisorGone}
 	}
 	if status != 0 {

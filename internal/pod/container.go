@@ -38,6 +38,7 @@ type container struct {
 	op        chan struct{} // closed at the end of the operation in flight; nil: none
 	gone      chan struct{} // closed when status is stopped
 	inGuest   bool          // the agent knows it
+	unsaved   bool          // the record on disk is older than this one
 	forgotten chan struct{} // closed when all of it is gone and its poststop hooks have run
 
 	poststart *poststart // nil: not begun, or no hooks
@@ -285,8 +286,35 @@ func (p *Pod) setStatus(c *container, next state.Status) {
 	if next == state.Stopped {
 		close(c.gone)
 	}
-	if err := p.cfg.Recorder.SaveContainer(c.record); err != nil && !errdefs.IsNotFound(err) {
+	p.saveContainer(c)
+}
+
+// resaveInterval is the time between attempts to record what a full disk did not take.
+const resaveInterval = time.Second
+
+// saveContainer records a container on disk, later if need be. On the pod's goroutine.
+func (p *Pod) saveContainer(c *container) {
+	err := p.cfg.Recorder.SaveContainer(c.record)
+	if err == nil || errdefs.IsNotFound(err) {
+		c.unsaved = false
+		return
+	}
+	if !c.unsaved {
 		p.log.Error("save container", "container", c.record.ID, "err", err)
+	}
+	c.unsaved = true
+	if p.resave == nil {
+		p.resave = time.After(resaveInterval)
+	}
+}
+
+// saveAgain tries what has failed before. On the pod's goroutine.
+func (p *Pod) saveAgain() {
+	p.resave = nil
+	for _, c := range p.containers {
+		if c.unsaved {
+			p.saveContainer(c)
+		}
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"gotest.tools/v3/assert"
+	"gotest.tools/v3/assert/cmp"
+	"gotest.tools/v3/poll"
 
 	"runv/internal/pod"
 	"runv/internal/state"
@@ -106,4 +108,18 @@ func TestRefusedExecLetsGoOfStdio(t *testing.T) {
 	assert.ErrorContains(t, err, "exists")
 	_, err = io.ReadAll(c.stdout)
 	assert.NilError(t, err)
+}
+
+// TestFullDisk records what has happened once there is room.
+func TestFullDisk(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	w.disk.full.Store(true)
+	assert.NilError(t, w.pod.Start(t.Context(), "web"))
+	assert.Equal(t, w.status("web"), state.Created)
+	w.disk.full.Store(false)
+	poll.WaitOn(t, func(poll.LogT) poll.Result {
+		return poll.Compare(cmp.Equal(w.status("web"), state.Running))
+	})
 }

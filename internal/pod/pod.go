@@ -81,8 +81,9 @@ type Pod struct {
 	record     state.Pod
 	containers map[string]*container
 	vm         *factory.VM
-	failure    error // why the VM ended, if nobody asked it to
-	pending    int   // ends that are still to be told, records still to be removed
+	failure    error            // why the VM ended, if nobody asked it to
+	pending    int              // ends that are still to be told, records still to be removed
+	resave     <-chan time.Time // when to save again; nil: all is saved
 	began      time.Time
 	stopped    chan struct{} // closed when state is Stopped
 }
@@ -120,6 +121,8 @@ func (p *Pod) Run(ctx context.Context) error {
 				p.log.Warn("nobody asked for a container", "timeout", p.cfg.IdleTimeout)
 				p.stop("idle")
 			}
+		case <-p.resave:
+			p.saveAgain()
 		case <-cancelled:
 			cancelled = nil
 			p.endHooks()

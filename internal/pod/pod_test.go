@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -254,10 +256,24 @@ func (s *noShare) Done() <-chan struct{}       { return s.done }
 func (s *noShare) Err() error                  { return errors.New("virtiofsd: killed") }
 func (s *noShare) Close(context.Context) error { return nil }
 
+// disk is a state directory that may be full.
+type disk struct {
+	*state.Store
+	full atomic.Bool
+}
+
+func (d *disk) SaveContainer(c state.Container) error {
+	if d.full.Load() {
+		return syscall.ENOSPC
+	}
+	return d.Store.SaveContainer(c)
+}
+
 // world is a pod with a fake VM, a real state directory and real stand-in sockets.
 type world struct {
 	t       *testing.T
 	store   *state.Store
+	disk    *disk
 	pod     *pod.Pod
 	agent   *agent
 	driver  *fake.Driver
@@ -275,6 +291,7 @@ func newWorld(t *testing.T) *world {
 	var err error
 	w.store, err = state.Open(root)
 	assert.NilError(t, err)
+	w.disk = &disk{Store: w.store}
 	record := state.Pod{ID: "p", Created: time.Now()}
 	assert.NilError(t, w.store.CreatePod(record))
 	record, err = w.store.LoadPod("p")
@@ -287,7 +304,7 @@ func newWorld(t *testing.T) *world {
 		Record: record, VM: hypervisor.Config{ID: "p", RunDir: w.store.PodDir("p"), Accel: hypervisor.TCG},
 		DefaultVCPUs: 1, DefaultMemory: 512 << 20, IdleTimeout: time.Minute,
 		Factory: factory.Direct{Driver: w.driver, BootTimeout: 5 * time.Second},
-		Share:   w.share, Recorder: w.store, StandIns: listener, Journal: w.journal,
+		Share:   w.share, Recorder: w.disk, StandIns: listener, Journal: w.journal,
 		OnHost: func(f func() error) error { return f() }, Log: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
