@@ -726,7 +726,10 @@ type CreateRequest struct {
 	Spec  []byte `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	Stdio *Stdio `protobuf:"bytes,3,opt,name=stdio,proto3" json:"stdio,omitempty"`
 	// The bundle's path on the host. Text for the state that hooks get: no path of the guest.
-	Bundle        string `protobuf:"bytes,4,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	Bundle string `protobuf:"bytes,4,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The filter for init and for all that Exec starts; missing: none. The spec's
+	// linux.seccomp, from which the host made it, is not looked at.
+	Seccomp       *Seccomp `protobuf:"bytes,5,opt,name=seccomp,proto3" json:"seccomp,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -789,6 +792,66 @@ func (x *CreateRequest) GetBundle() string {
 	return ""
 }
 
+func (x *CreateRequest) GetSeccomp() *Seccomp {
+	if x != nil {
+		return x.Seccomp
+	}
+	return nil
+}
+
+// Seccomp is a filter of system calls.
+type Seccomp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Program       []byte                 `protobuf:"bytes,1,opt,name=program,proto3" json:"program,omitempty"` // an array of struct sock_filter, little-endian, of 1 to 4096
+	Flags         uint32                 `protobuf:"varint,2,opt,name=flags,proto3" json:"flags,omitempty"`    // SECCOMP_FILTER_FLAG_LOG, _SPEC_ALLOW
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Seccomp) Reset() {
+	*x = Seccomp{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Seccomp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Seccomp) ProtoMessage() {}
+
+func (x *Seccomp) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Seccomp.ProtoReflect.Descriptor instead.
+func (*Seccomp) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Seccomp) GetProgram() []byte {
+	if x != nil {
+		return x.Program
+	}
+	return nil
+}
+
+func (x *Seccomp) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
 type CreateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // in the guest's initial pid namespace
@@ -798,7 +861,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +873,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +886,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateResponse) GetPid() uint32 {
@@ -842,7 +905,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +917,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +930,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StartRequest) GetId() string {
@@ -885,7 +948,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +960,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +973,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 type DeleteRequest struct {
@@ -922,7 +985,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +997,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1010,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -965,7 +1028,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1040,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1053,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 type PauseRequest struct {
@@ -1002,7 +1065,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1014,7 +1077,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1027,7 +1090,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PauseRequest) GetId() string {
@@ -1045,7 +1108,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1120,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1133,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 type ResumeRequest struct {
@@ -1082,7 +1145,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1157,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1170,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResumeRequest) GetId() string {
@@ -1125,7 +1188,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1200,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1213,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 type StatsRequest struct {
@@ -1162,7 +1225,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1174,7 +1237,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1187,7 +1250,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -1217,7 +1280,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1292,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1305,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StatsResponse) GetCpuUsageNanos() uint64 {
@@ -1338,7 +1401,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1413,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1426,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProcessesRequest) GetId() string {
@@ -1390,7 +1453,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1465,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1478,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1490,7 +1553,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1565,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1578,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1537,7 +1600,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1612,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1625,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ExecRequest) GetContainerId() string {
@@ -1602,7 +1665,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1677,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1690,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ExecResponse) GetPid() uint32 {
@@ -1649,7 +1712,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1661,7 +1724,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1737,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SignalRequest) GetContainerId() string {
@@ -1713,7 +1776,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +1788,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +1801,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 type ResizeRequest struct {
@@ -1753,7 +1816,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +1828,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +1841,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ResizeRequest) GetContainerId() string {
@@ -1817,7 +1880,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +1892,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +1905,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -1890,12 +1953,16 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x05Stdio\x12\x14\n" +
 	"\x05stdin\x18\x01 \x01(\rR\x05stdin\x12\x16\n" +
 	"\x06stdout\x18\x02 \x01(\rR\x06stdout\x12\x16\n" +
-	"\x06stderr\x18\x03 \x01(\rR\x06stderr\"w\n" +
+	"\x06stderr\x18\x03 \x01(\rR\x06stderr\"\xa9\x01\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12*\n" +
 	"\x05stdio\x18\x03 \x01(\v2\x14.runv.agent.v1.StdioR\x05stdio\x12\x16\n" +
-	"\x06bundle\x18\x04 \x01(\tR\x06bundle\"\"\n" +
+	"\x06bundle\x18\x04 \x01(\tR\x06bundle\x120\n" +
+	"\aseccomp\x18\x05 \x01(\v2\x16.runv.agent.v1.SeccompR\aseccomp\"9\n" +
+	"\aSeccomp\x12\x18\n" +
+	"\aprogram\x18\x01 \x01(\fR\aprogram\x12\x14\n" +
+	"\x05flags\x18\x02 \x01(\rR\x05flags\"\"\n" +
 	"\x0eCreateResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x1e\n" +
 	"\fStartRequest\x12\x0e\n" +
@@ -1996,7 +2063,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*InfoRequest)(nil),       // 0: runv.agent.v1.InfoRequest
 	(*InfoResponse)(nil),      // 1: runv.agent.v1.InfoResponse
@@ -2011,71 +2078,73 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*ShutdownResponse)(nil),  // 10: runv.agent.v1.ShutdownResponse
 	(*Stdio)(nil),             // 11: runv.agent.v1.Stdio
 	(*CreateRequest)(nil),     // 12: runv.agent.v1.CreateRequest
-	(*CreateResponse)(nil),    // 13: runv.agent.v1.CreateResponse
-	(*StartRequest)(nil),      // 14: runv.agent.v1.StartRequest
-	(*StartResponse)(nil),     // 15: runv.agent.v1.StartResponse
-	(*DeleteRequest)(nil),     // 16: runv.agent.v1.DeleteRequest
-	(*DeleteResponse)(nil),    // 17: runv.agent.v1.DeleteResponse
-	(*PauseRequest)(nil),      // 18: runv.agent.v1.PauseRequest
-	(*PauseResponse)(nil),     // 19: runv.agent.v1.PauseResponse
-	(*ResumeRequest)(nil),     // 20: runv.agent.v1.ResumeRequest
-	(*ResumeResponse)(nil),    // 21: runv.agent.v1.ResumeResponse
-	(*StatsRequest)(nil),      // 22: runv.agent.v1.StatsRequest
-	(*StatsResponse)(nil),     // 23: runv.agent.v1.StatsResponse
-	(*ProcessesRequest)(nil),  // 24: runv.agent.v1.ProcessesRequest
-	(*Process)(nil),           // 25: runv.agent.v1.Process
-	(*ProcessesResponse)(nil), // 26: runv.agent.v1.ProcessesResponse
-	(*ExecRequest)(nil),       // 27: runv.agent.v1.ExecRequest
-	(*ExecResponse)(nil),      // 28: runv.agent.v1.ExecResponse
-	(*SignalRequest)(nil),     // 29: runv.agent.v1.SignalRequest
-	(*SignalResponse)(nil),    // 30: runv.agent.v1.SignalResponse
-	(*ResizeRequest)(nil),     // 31: runv.agent.v1.ResizeRequest
-	(*ResizeResponse)(nil),    // 32: runv.agent.v1.ResizeResponse
-	nil,                       // 33: runv.agent.v1.InfoResponse.BootMsEntry
-	nil,                       // 34: runv.agent.v1.StatsResponse.MemoryStatEntry
+	(*Seccomp)(nil),           // 13: runv.agent.v1.Seccomp
+	(*CreateResponse)(nil),    // 14: runv.agent.v1.CreateResponse
+	(*StartRequest)(nil),      // 15: runv.agent.v1.StartRequest
+	(*StartResponse)(nil),     // 16: runv.agent.v1.StartResponse
+	(*DeleteRequest)(nil),     // 17: runv.agent.v1.DeleteRequest
+	(*DeleteResponse)(nil),    // 18: runv.agent.v1.DeleteResponse
+	(*PauseRequest)(nil),      // 19: runv.agent.v1.PauseRequest
+	(*PauseResponse)(nil),     // 20: runv.agent.v1.PauseResponse
+	(*ResumeRequest)(nil),     // 21: runv.agent.v1.ResumeRequest
+	(*ResumeResponse)(nil),    // 22: runv.agent.v1.ResumeResponse
+	(*StatsRequest)(nil),      // 23: runv.agent.v1.StatsRequest
+	(*StatsResponse)(nil),     // 24: runv.agent.v1.StatsResponse
+	(*ProcessesRequest)(nil),  // 25: runv.agent.v1.ProcessesRequest
+	(*Process)(nil),           // 26: runv.agent.v1.Process
+	(*ProcessesResponse)(nil), // 27: runv.agent.v1.ProcessesResponse
+	(*ExecRequest)(nil),       // 28: runv.agent.v1.ExecRequest
+	(*ExecResponse)(nil),      // 29: runv.agent.v1.ExecResponse
+	(*SignalRequest)(nil),     // 30: runv.agent.v1.SignalRequest
+	(*SignalResponse)(nil),    // 31: runv.agent.v1.SignalResponse
+	(*ResizeRequest)(nil),     // 32: runv.agent.v1.ResizeRequest
+	(*ResizeResponse)(nil),    // 33: runv.agent.v1.ResizeResponse
+	nil,                       // 34: runv.agent.v1.InfoResponse.BootMsEntry
+	nil,                       // 35: runv.agent.v1.StatsResponse.MemoryStatEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
-	33, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
+	34, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
 	6,  // 1: runv.agent.v1.Event.exit:type_name -> runv.agent.v1.Exit
 	7,  // 2: runv.agent.v1.Event.drained:type_name -> runv.agent.v1.Drained
 	8,  // 3: runv.agent.v1.Event.oom:type_name -> runv.agent.v1.OOM
 	11, // 4: runv.agent.v1.CreateRequest.stdio:type_name -> runv.agent.v1.Stdio
-	34, // 5: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
-	25, // 6: runv.agent.v1.ProcessesResponse.processes:type_name -> runv.agent.v1.Process
-	11, // 7: runv.agent.v1.ExecRequest.stdio:type_name -> runv.agent.v1.Stdio
-	0,  // 8: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
-	2,  // 9: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
-	4,  // 10: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
-	9,  // 11: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
-	12, // 12: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
-	14, // 13: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
-	16, // 14: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
-	18, // 15: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
-	20, // 16: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
-	22, // 17: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
-	24, // 18: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
-	27, // 19: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
-	29, // 20: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
-	31, // 21: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
-	1,  // 22: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
-	3,  // 23: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
-	5,  // 24: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
-	10, // 25: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
-	13, // 26: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
-	15, // 27: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
-	17, // 28: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
-	19, // 29: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
-	21, // 30: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
-	23, // 31: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
-	26, // 32: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
-	28, // 33: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
-	30, // 34: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
-	32, // 35: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
-	22, // [22:36] is the sub-list for method output_type
-	8,  // [8:22] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	13, // 5: runv.agent.v1.CreateRequest.seccomp:type_name -> runv.agent.v1.Seccomp
+	35, // 6: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
+	26, // 7: runv.agent.v1.ProcessesResponse.processes:type_name -> runv.agent.v1.Process
+	11, // 8: runv.agent.v1.ExecRequest.stdio:type_name -> runv.agent.v1.Stdio
+	0,  // 9: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
+	2,  // 10: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
+	4,  // 11: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
+	9,  // 12: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
+	12, // 13: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
+	15, // 14: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
+	17, // 15: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
+	19, // 16: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
+	21, // 17: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
+	23, // 18: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
+	25, // 19: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
+	28, // 20: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
+	30, // 21: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
+	32, // 22: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
+	1,  // 23: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
+	3,  // 24: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
+	5,  // 25: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
+	10, // 26: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
+	14, // 27: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
+	16, // 28: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
+	18, // 29: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
+	20, // 30: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
+	22, // 31: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
+	24, // 32: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
+	27, // 33: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
+	29, // 34: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
+	31, // 35: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
+	33, // 36: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
+	23, // [23:37] is the sub-list for method output_type
+	9,  // [9:23] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -2094,7 +2163,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
