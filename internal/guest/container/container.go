@@ -78,7 +78,8 @@ const (
 type Container struct {
 	set        *Set
 	id         string
-	namespaces int // CLONE_NEW* that are its own
+	namespaces int            // CLONE_NEW* that are its own
+	seccomp    *stage.Seccomp // of all its processes; nil: none
 	group      *cgroup.Group
 
 	mu       sync.Mutex
@@ -133,10 +134,11 @@ func validID(id string) bool {
 	return id != "" && len(id) <= 255 && id != "." && id != ".." && filepath.Base(id) == id
 }
 
-// Create creates a container from a specification in JSON and returns the pid of its init, which
-// waits for Start. bundle is text for its hooks. streams are the caller's to close when Create
-// fails, and else the container's.
-func (s *Set) Create(ctx context.Context, id, bundle string, specJSON []byte, streams stdio.Streams) (pid int, err error) {
+// Create creates a container from a specification in JSON and, unless it is nil, a filter of
+// system calls for all its processes. It returns the pid of its init, which waits for Start.
+// bundle is text for its hooks. streams are the caller's to close when Create fails, and else the
+// container's.
+func (s *Set) Create(ctx context.Context, id, bundle string, specJSON []byte, filter *agentv1.Seccomp, streams stdio.Streams) (pid int, err error) {
 	if !validID(id) {
 		return 0, invalid("container id %q is not valid", id)
 	}
@@ -159,8 +161,11 @@ func (s *Set) Create(ctx context.Context, id, bundle string, specJSON []byte, st
 	if err != nil {
 		return 0, invalid("linux.resources: %w", err)
 	}
+	if cfg.Process.Seccomp, err = translateSeccomp(filter); err != nil {
+		return 0, err
+	}
 	c := &Container{
-		set: s, id: id, namespaces: flags, status: creating,
+		set: s, id: id, namespaces: flags, seccomp: cfg.Process.Seccomp, status: creating,
 		execs: make(map[string]*process), lingers: make(map[*process]struct{}),
 	}
 	if err := s.reserve(c); err != nil {
@@ -264,6 +269,7 @@ func (c *Container) Exec(ctx context.Context, execID string, processJSON []byte,
 	if err != nil {
 		return 0, err
 	}
+	sp.Seccomp = c.seccomp
 	if err := c.reserveExec(execID); err != nil {
 		return 0, err
 	}

@@ -3,6 +3,7 @@ package container_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 	is "gotest.tools/v3/assert/cmp"
@@ -47,6 +49,7 @@ type world struct {
 	set    *container.Set
 	events *eventlog.Log
 	rootfs string
+	filter *agentv1.Seccomp // of the containers to create
 }
 
 func newWorld(t *testing.T) *world {
@@ -190,7 +193,7 @@ func (w *world) create(id string, spec *specs.Spec) (*run, error) {
 	data, err := json.Marshal(spec)
 	assert.NilError(w.t, err)
 	r := newRun(spec.Process.Terminal)
-	_, err = w.set.Create(w.t.Context(), id, "/the/bundle", data, r.streams)
+	_, err = w.set.Create(w.t.Context(), id, "/the/bundle", data, w.filter, r.streams)
 	return r, err
 }
 
@@ -261,6 +264,81 @@ func TestRun(t *testing.T) {
 	assert.Equal(t, drained.StdoutBytes, uint64(7))
 	assert.Equal(t, drained.StderrBytes, uint64(6))
 	assert.ErrorIs(t, w.start("a"), errdefs.ErrFailedPrecondition)
+}
+
+// filter makes sync kill and another system call fail with ENOSYS.
+func filter(t *testing.T, denied uint32) *agentv1.Seccomp {
+	t.Helper()
+	raw, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadAbsolute{Off: 0, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.SYS_SYNC, SkipFalse: 1},
+		bpf.RetConstant{Val: unix.SECCOMP_RET_KILL_PROCESS},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: denied, SkipFalse: 1},
+		bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
+		bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW},
+	})
+	assert.NilError(t, err)
+	f := &agentv1.Seccomp{}
+	for _, in := range raw {
+		f.Program = binary.LittleEndian.AppendUint16(f.Program, in.Op)
+		f.Program = append(f.Program, in.Jt, in.Jf)
+		f.Program = binary.LittleEndian.AppendUint32(f.Program, in.K)
+	}
+	return f
+}
+
+func TestSeccomp(t *testing.T) {
+	w := newWorld(t)
+	w.filter = filter(t, unix.SYS_MKDIR)
+	for _, noNewPrivs := range []bool{false, true} {
+		for _, uid := range []uint32{0, 1000} {
+			id := fmt.Sprint("box", noNewPrivs, uid)
+			spec := w.spec("sh", "-c", "grep -E '^(Seccomp|CapPrm|CapEff):' /proc/self/status; busybox mkdir /tmp/x; busybox sync; echo $?; cat")
+			spec.Process.NoNewPrivileges = noNewPrivs
+			spec.Process.User.UID = uid
+			r, err := w.create(id, spec)
+			assert.NilError(t, err)
+			assert.NilError(t, w.start(id))
+			exec, err := w.exec(id, "x", spec.Process)
+			assert.NilError(t, err)
+			for i, r := range []*run{exec, r} {
+				assert.NilError(t, r.stdin.Close())
+				status, _ := w.end(id, []string{"x", ""}[i])
+				r.copying.Wait()
+				assert.Equal(t, status, uint32(0))
+				set := "0000000020000420"
+				if uid != 0 {
+					set = "0000000000000000"
+				}
+				assert.Equal(t, r.out[1].String(), "CapPrm:\t"+set+"\nCapEff:\t"+set+"\nSeccomp:\t2\n159\n")
+				assert.Assert(t, is.Contains(r.out[2].String(), "Function not implemented"))
+			}
+		}
+	}
+}
+
+func TestBadSeccomp(t *testing.T) {
+	w := newWorld(t)
+	for name, f := range map[string]*agentv1.Seccomp{
+		"empty":     {},
+		"odd":       {Program: make([]byte, 9)},
+		"too large": {Program: make([]byte, 8*4097)},
+		"flags":     {Program: make([]byte, 8), Flags: unix.SECCOMP_FILTER_FLAG_NEW_LISTENER},
+	} {
+		w.filter = f
+		_, err := w.create("bad", w.spec("true"))
+		assert.ErrorIs(t, err, errdefs.ErrInvalidArgument, name)
+	}
+	// What only the kernel can tell fails when the program is to begin.
+	w.filter = &agentv1.Seccomp{Program: make([]byte, 8)}
+	_, err := w.create("bad", w.spec("true"))
+	assert.NilError(t, err)
+	assert.ErrorContains(t, w.start("bad"), "load seccomp filter: invalid argument")
+	// Without no_new_privs a last capset comes after the filter.
+	w.filter = filter(t, unix.SYS_CAPSET)
+	_, err = w.create("strict", w.spec("true"))
+	assert.NilError(t, err)
+	assert.ErrorContains(t, w.start("strict"), "set capabilities: function not implemented")
 }
 
 func TestContainerIsAsSpecified(t *testing.T) {

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"maps"
 	"os"
@@ -13,6 +14,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	agentv1 "runv/api/agent/v1"
 	"runv/internal/guest/fault"
 	"runv/internal/guest/stage"
 )
@@ -115,6 +117,30 @@ func translateProcess(s *specs.Process) (*stage.Process, error) {
 		}
 	}
 	return p, nil
+}
+
+const (
+	maxFilter   = 4096 // instructions: what the kernel takes
+	filterFlags = unix.SECCOMP_FILTER_FLAG_LOG | unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+)
+
+// translateSeccomp makes a stage's filter of the host's; nil stays nil.
+func translateSeccomp(s *agentv1.Seccomp) (*stage.Seccomp, error) {
+	if s == nil {
+		return nil, nil
+	}
+	n := len(s.Program) / stage.InstructionSize
+	if len(s.Program)%stage.InstructionSize != 0 || n == 0 || n > maxFilter {
+		return nil, invalid("seccomp: a program of %d bytes is none", len(s.Program))
+	}
+	if s.Flags&^filterFlags != 0 {
+		return nil, invalid("seccomp: flags %#x are not supported", s.Flags)
+	}
+	f := &stage.Seccomp{Program: make([]uint64, n), Flags: s.Flags}
+	for i := range f.Program {
+		f.Program[i] = binary.LittleEndian.Uint64(s.Program[i*stage.InstructionSize:])
+	}
+	return f, nil
 }
 
 // capabilityNames are the bits of capabilities by their names.

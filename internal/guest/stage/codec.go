@@ -142,6 +142,10 @@ func (p *Process) code(x *coder) {
 		x.uint64(&l.Hard)
 	})
 	x.bool(&p.NoNewPrivs)
+	optional(x, &p.Seccomp, func(x *coder, s *Seccomp) {
+		list(x, &s.Program, (*coder).uint64)
+		integer(x, &s.Flags)
+	})
 	optional(x, &p.OOMScoreAdj, integer[int])
 	x.bool(&p.Terminal)
 	integer(x, &p.Width)

@@ -8,8 +8,8 @@
 //
 // The steps of init, in order: mounts, pivot_root, terminal, read-only and masked paths, limits,
 // the user and its privileges, look up the program, createContainer hooks, report ready, wait for
-// the start, startContainer hooks, execve. Those of exec: join, terminal, the same from limits on,
-// execve.
+// the start, startContainer hooks, seccomp, execve. Those of exec: join, terminal, the same from
+// limits on, seccomp, execve.
 package stage
 
 import specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -42,11 +42,21 @@ type Process struct {
 	Capabilities Capabilities
 	Rlimits      []Rlimit
 	NoNewPrivs   bool
+	Seccomp      *Seccomp // nil: none
 	OOMScoreAdj  *int
 	Terminal     bool
 	Width        uint16 // of the terminal; 0: leave
 	Height       uint16
 }
+
+// Seccomp is a filter of system calls.
+type Seccomp struct {
+	Program []uint64 // each the eight bytes of a struct sock_filter
+	Flags   uint32   // SECCOMP_FILTER_FLAG_*
+}
+
+// InstructionSize is the length of a struct sock_filter, in bytes.
+const InstructionSize = 8
 
 // Capabilities are sets of capabilities: bit n is capability n.
 type Capabilities struct {

@@ -100,11 +100,12 @@ func readConfig() (*Config, error) {
 
 // send tells the agent. If that fails the agent has gone and nobody listens.
 func send(err error, fd int) {
-	var oob []byte
-	if fd >= 0 {
-		oob = unix.UnixRights(fd)
+	if fd < 0 {
+		// A seccomp filter that is loaded already rather allows write than sendmsg.
+		_, _ = unix.Write(controlFD, encodeReply(err))
+		return
 	}
-	_ = unix.Sendmsg(controlFD, encodeReply(err), oob, nil, unix.MSG_NOSIGNAL)
+	_ = unix.Sendmsg(controlFD, encodeReply(err), unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL)
 }
 
 // waitForStart returns when the agent says so.

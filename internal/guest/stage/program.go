@@ -97,7 +97,7 @@ func (p *program) prepare() error {
 	if err := verifyCwd(); err != nil {
 		return err
 	}
-	if err := p.Capabilities.apply(); err != nil {
+	if err := p.Capabilities.apply(p.spareCapabilities()); err != nil {
 		return err
 	}
 	path, err := lookPath(p.Args[0], p.Env)
@@ -108,10 +108,11 @@ func (p *program) prepare() error {
 	return nil
 }
 
-// exec becomes the program. It returns only errors. A seccomp filter belongs
-// directly before the execve when NoNewPrivs is set, and else before
-// dropBounding, while the process may still install one.
+// exec becomes the program. It returns only errors.
 func (p *program) exec() error {
+	if err := p.filter(); err != nil {
+		return err
+	}
 	err := unix.Exec(p.path, p.Args, p.Env)
 	var kind error = errdefs.ErrInternal
 	switch {
