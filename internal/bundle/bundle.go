@@ -23,6 +23,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"runv/internal/bundle/seccomp"
 )
 
 const (
@@ -42,7 +44,12 @@ type Bundle struct {
 	// Warnings tell, each in a line, what was ignored or will be otherwise than
 	// under a runtime without a VM.
 	Warnings []string
+
+	seccomp *seccomp.Filter
 }
+
+// Seccomp returns the container's filter of system calls, or nil if it has none.
+func (b *Bundle) Seccomp() *seccomp.Filter { return b.seccomp }
 
 // Bind is a bind mount of the bundle.
 type Bind struct {
@@ -90,7 +97,7 @@ func Parse(data []byte, bundleDir string) (*Bundle, error) {
 	if err := c.spec(spec); err != nil {
 		return nil, err
 	}
-	b := &Bundle{Dir: filepath.Clean(bundleDir), Spec: spec, Warnings: c.warnings}
+	b := &Bundle{Dir: filepath.Clean(bundleDir), Spec: spec, Warnings: c.warnings, seccomp: c.filter}
 	b.Rootfs = b.abs(spec.Root.Path)
 	// The limit of what the agent takes is better met here than when a VM runs.
 	size, err := b.guestSize()

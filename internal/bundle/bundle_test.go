@@ -151,6 +151,7 @@ func TestHonoured(t *testing.T) {
 		"hooks.startContainer":             `[{"path":"/x"},{"path":"/x"}]`,
 		"hooks.poststart":                  `[{"path":"/x"}]`,
 		"hooks.poststop":                   `[{"path":"/x"}]`,
+		"linux.seccomp":                    `{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":38,"flags":[],"architectures":["SCMP_ARCH_X86"],"syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}`,
 	} {
 		// What uses uts or ipc needs the rest of the default.
 		data := with(t, path, value)
@@ -161,6 +162,18 @@ func TestHonoured(t *testing.T) {
 		assert.NilError(t, err, path)
 		assert.Equal(t, len(b.Warnings), 0, "%s: %v", path, b.Warnings)
 	}
+}
+
+func TestSeccomp(t *testing.T) {
+	b, err := bundle.Parse(with(t, "linux.seccomp", `{}`), "/b")
+	assert.NilError(t, err)
+	assert.Assert(t, b.Seccomp() == nil)
+	b, err = bundle.Parse(with(t, "linux.seccomp", `{"defaultAction":"SCMP_ACT_ALLOW"}`), "/b")
+	assert.NilError(t, err)
+	assert.Assert(t, len(b.Seccomp().Program) > 0)
+	spec, err := b.GuestSpec("/g", nil)
+	assert.NilError(t, err)
+	assert.Assert(t, !strings.Contains(string(spec), "seccomp"), "the guest gets the program only")
 }
 
 func TestRefusals(t *testing.T) {
@@ -187,8 +200,9 @@ func TestRefusals(t *testing.T) {
 		{"linux.uidMappings", `[{"containerID":0,"hostID":1,"size":1}]`, "", "not supported"},
 		{"linux.gidMappings", `[{"containerID":0,"hostID":1,"size":1}]`, "", "not supported"},
 		{"linux.timeOffsets", `{"monotonic":{"secs":1}}`, "", "not supported"},
-		{"linux.seccomp", `{"defaultAction":"SCMP_ACT_ALLOW"}`, "", "not supported"},
-		{"linux.seccomp", `{}`, "", "not supported"},
+		{"linux.seccomp.listenerPath", `"/run/agent.sock"`, "", "not supported"},
+		{"linux.seccomp.listenerMetadata", `"x"`, "", "not supported"},
+		{"linux.seccomp", `{"defaultAction":"SCMP_ACT_NOTIFY"}`, "linux.seccomp.defaultAction", "not supported"},
 		{"linux.intelRdt", `{"closID":"x"}`, "", "not supported"},
 		{"linux.memoryPolicy", `{"mode":"MPOL_BIND"}`, "", "not supported"},
 		{"linux.personality", `{"domain":"LINUX32"}`, "", "not supported"},
@@ -269,6 +283,15 @@ func TestRefusals(t *testing.T) {
 		{"linux.maskedPaths[0]", `"proc"`, "", "not an absolute path"},
 		{"linux.readonlyPaths[1]", `""`, "", "not an absolute path"},
 		{"linux.cgroupsPath", `"\u0000"`, "", "NUL"},
+		{"linux.seccomp", `{"defaultAction":"ALLOW"}`, "linux.seccomp.defaultAction", "not known"},
+		{
+			"linux.seccomp", `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["a"],"action":"SCMP_ACT_LOG","args":[{"op":"=="}]}]}`,
+			"linux.seccomp.syscalls[0].args[0].op", `"==" is not known`,
+		},
+		{
+			"linux.seccomp", `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["a"],"action":"SCMP_ACT_LOG","args":[{"value":-1}]}]}`,
+			"linux.seccomp.syscalls.args.value", "does not fit",
+		},
 		{"linux.sysctl", `{"kernel.panic":"1"}`, `linux.sysctl["kernel.panic"]`, "does not belong to a namespace"},
 		{"linux.sysctl", `{"kernel.hostname":"x"}`, `linux.sysctl["kernel.hostname"]`, "set by hostname"},
 		{"linux.sysctl", `{"net.../x":"x"}`, `linux.sysctl["net.../x"]`, "not the name"},

@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"path"
@@ -12,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/capability"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"runv/internal/bundle/seccomp"
 )
 
 const (
@@ -25,6 +28,7 @@ const (
 type checker struct {
 	doc      string
 	warnings []string
+	filter   *seccomp.Filter // that linux.seccomp asks for
 }
 
 func (c *checker) invalid(field, format string, args ...any) error {
@@ -335,10 +339,29 @@ func (c *checker) linux(l *specs.Linux, namespaces map[specs.LinuxNamespaceType]
 	if err := c.devices(l.Devices); err != nil {
 		return err
 	}
+	if err := c.seccomp(l.Seccomp); err != nil {
+		return err
+	}
 	if l.Resources == nil {
 		return nil
 	}
 	return c.resources(l.Resources)
+}
+
+// seccomp compiles the profile, which finds all that is wrong with it.
+func (c *checker) seccomp(profile *specs.LinuxSeccomp) (err error) {
+	if profile == nil {
+		return nil
+	}
+	c.filter, err = seccomp.Compile(profile)
+	var wrong *seccomp.Error
+	switch {
+	case !errors.As(err, &wrong):
+		return err
+	case wrong.Unsupported:
+		return c.refused("linux.seccomp."+wrong.Field, "%s", wrong.Reason)
+	}
+	return c.invalid("linux.seccomp."+wrong.Field, "%s", wrong.Reason)
 }
 
 func (c *checker) paths(field string, paths []string) error {

@@ -35,6 +35,7 @@ func Fields() []Field { return append([]Field(nil), fields...) }
 const (
 	otherPlatform = "is of another platform"
 	notYet        = "is not supported yet"
+	noNotify      = "is not supported: no process in the guest can ask an agent on the host"
 	noCgroup      = "this resource control is not supported yet"
 )
 
@@ -115,7 +116,13 @@ var fields = []Field{
 	{Path: "linux.namespaces[].path", Support: Refused, Note: "joining a namespace " + notYet},
 	{Path: "linux.devices", Support: Honoured, Note: "device numbers are the guest's"},
 	{Path: "linux.netDevices", Support: Refused, Note: notYet},
-	{Path: "linux.seccomp", Support: Refused, Note: notYet},
+	{Path: "linux.seccomp.defaultAction", Support: Honoured, Note: "all but SCMP_ACT_NOTIFY"},
+	{Path: "linux.seccomp.defaultErrnoRet", Support: Honoured},
+	{Path: "linux.seccomp.architectures", Support: Honoured, Note: "x86_64, x86, x32; others have no effect"},
+	{Path: "linux.seccomp.flags", Support: Honoured, Note: "not SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"},
+	{Path: "linux.seccomp.listenerPath", Support: Refused, Note: noNotify},
+	{Path: "linux.seccomp.listenerMetadata", Support: Refused, Note: noNotify},
+	{Path: "linux.seccomp.syscalls", Support: Honoured, Note: "all but SCMP_ACT_NOTIFY"},
 	{Path: "linux.rootfsPropagation", Support: Honoured, Note: "private, rprivate, slave, rslave"},
 	{Path: "linux.maskedPaths", Support: Honoured},
 	{Path: "linux.readonlyPaths", Support: Honoured},

@@ -42,7 +42,7 @@ func (b *Bundle) GuestSpec(root string, bindSource map[int]string) ([]byte, erro
 	process := guestProcess(spec.Process)
 	spec.Process = process
 	linux := *b.Spec.Linux
-	linux.CgroupsPath = ""
+	linux.CgroupsPath, linux.Seccomp = "", nil // Seccomp goes as a program
 	spec.Linux = &linux
 	spec.Hooks = guestHooks(b.Spec.Hooks)
 	if spec.Hooks == nil {

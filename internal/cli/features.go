@@ -12,6 +12,7 @@ import (
 	urfave "github.com/urfave/cli/v3"
 
 	"runv/internal/bundle"
+	"runv/internal/bundle/seccomp"
 	"runv/internal/hypervisor/qemu"
 )
 
@@ -57,11 +58,18 @@ func supported() *features.Features {
 		Linux: &features.Linux{
 			Capabilities: bundle.Capabilities(),
 			Cgroup:       &features.Cgroup{V1: new(false), V2: new(true), Systemd: new(false), SystemdUser: new(false), Rdma: new(false)},
-			Seccomp:      &features.Seccomp{Enabled: new(honoured("linux.seccomp"))},
-			Apparmor:     &features.Apparmor{Enabled: new(honoured("process.apparmorProfile"))},
-			Selinux:      &features.Selinux{Enabled: new(honoured("process.selinuxLabel"))},
-			IntelRdt:     &features.IntelRdt{Enabled: new(honoured("linux.intelRdt"))},
-			NetDevices:   &features.NetDevices{Enabled: new(honoured("linux.netDevices"))},
+			Seccomp: &features.Seccomp{
+				Enabled:        new(honoured("linux.seccomp.syscalls")),
+				Actions:        seccomp.Actions(),
+				Operators:      seccomp.Operators(),
+				Archs:          seccomp.Archs(),
+				KnownFlags:     seccomp.Flags(),
+				SupportedFlags: seccomp.Flags(),
+			},
+			Apparmor:   &features.Apparmor{Enabled: new(honoured("process.apparmorProfile"))},
+			Selinux:    &features.Selinux{Enabled: new(honoured("process.selinuxLabel"))},
+			IntelRdt:   &features.IntelRdt{Enabled: new(honoured("linux.intelRdt"))},
+			NetDevices: &features.NetDevices{Enabled: new(honoured("linux.netDevices"))},
 			MountExtensions: &features.MountExtensions{
 				IDMap: &features.IDMap{Enabled: new(honoured("mounts[].uidMappings"))},
 			},

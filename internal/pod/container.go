@@ -183,7 +183,11 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	if err := p.do(ctx, func() error { c.inGuest = true; return nil }); err != nil {
 		return 0, err
 	}
-	if _, err := vm.Agent.Containers.Create(ctx, &agentv1.CreateRequest{Id: req.ID, Spec: spec, Stdio: stdio, Bundle: b.Dir}); err != nil {
+	create := &agentv1.CreateRequest{Id: req.ID, Spec: spec, Stdio: stdio, Bundle: b.Dir}
+	if f := b.Seccomp(); f != nil {
+		create.Seccomp = &agentv1.Seccomp{Program: f.Program, Flags: f.Flags}
+	}
+	if _, err := vm.Agent.Containers.Create(ctx, create); err != nil {
 		return 0, p.explain(agentclient.Error(err), vm)
 	}
 	return proc.standIn.PID, p.do(ctx, func() error {
