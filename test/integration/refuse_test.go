@@ -46,9 +46,20 @@ func TestBadInputIsRefusedByName(t *testing.T) {
 		{"hooks", "web", edited(func(s *specs.Spec) {
 			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/true"}, {Path: "bin/true"}}}
 		}), "hooks.createRuntime[1].path"},
-		{"seccomp", "web", edited(func(s *specs.Spec) {
-			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
-		}), "linux.seccomp"},
+		{"seccomp's notify", "web", edited(func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{
+				DefaultAction: specs.ActAllow,
+				Syscalls:      []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}},
+			}
+		}), "linux.seccomp.syscalls[0].action"},
+		{"seccomp's operator", "web", edited(func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{
+				DefaultAction: specs.ActAllow,
+				Syscalls: []specs.LinuxSyscall{{
+					Names: []string{"mkdir"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Op: "=="}},
+				}},
+			}
+		}), "linux.seccomp.syscalls[0].args[0].op"},
 		{"bind source", "web", edited(func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Source: "/no/such", Type: "bind", Options: []string{"bind"}})
 		}), "mounts[7].source"},
