@@ -10,7 +10,9 @@ import (
 	"gotest.tools/v3/assert/cmp"
 	"gotest.tools/v3/poll"
 
+	agentv1 "runv/api/agent/v1"
 	"runv/internal/pod"
+	"runv/internal/standin"
 	"runv/internal/state"
 )
 
@@ -122,4 +124,34 @@ func TestFullDisk(t *testing.T) {
 	poll.WaitOn(t, func(poll.LogT) poll.Result {
 		return poll.Compare(cmp.Equal(w.status("web"), state.Running))
 	})
+}
+
+// TestBackgroundOutput has a process that leaves another one behind, which writes on.
+func TestBackgroundOutput(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	c := w.standIn(2)
+	_, _, err = w.pod.Exec(t.Context(), pod.ExecRequest{
+		Container: "web", ExecID: "job", Process: []byte(`{"cwd":"/","args":["true"]}`), StandIn: c.token,
+	})
+	assert.NilError(t, err)
+	stdout := w.agent.stdout["web/job"]
+	_, err = io.WriteString(stdout, "early\n")
+	assert.NilError(t, err)
+	w.agent.send(&agentv1.Event{ContainerId: "web", ExecId: "job", Kind: &agentv1.Event_Exit{Exit: &agentv1.Exit{Status: 4}}})
+	w.agent.send(&agentv1.Event{ContainerId: "web", ExecId: "job", Kind: &agentv1.Event_Drained{Drained: &agentv1.Drained{StdoutBytes: 6}}})
+	client := <-c.client
+	status, err := client.Wait(t.Context())
+	assert.NilError(t, err)
+	assert.Equal(t, status, uint32(4))
+	_, err = client.Wait(t.Context())
+	assert.ErrorIs(t, err, standin.ErrGone, "the stand-in was let go")
+
+	_, err = io.WriteString(stdout, "late\n")
+	assert.NilError(t, err)
+	assert.NilError(t, stdout.Close())
+	out, err := io.ReadAll(c.stdout)
+	assert.NilError(t, err)
+	assert.Equal(t, string(out), "early\nlate\n")
 }

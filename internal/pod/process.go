@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -46,6 +47,7 @@ type process struct {
 	outputs []*stdio.Output // stdout, stderr; fixed after openStreams
 	input   *stdio.Input    // nil: none; fixed after openStreams
 	ctx     context.Context // of the pumps
+	pumps   sync.WaitGroup  // of outputs
 	discard func()          // ends the pumps and loses what they hold
 
 	state    ProcessState
@@ -136,10 +138,10 @@ func (proc *process) openStreams(agent *agentclient.Client) (*agentv1.Stdio, err
 			case <-proc.ctx.Done():
 			}
 		}()
-		go func() {
+		proc.pumps.Go(func() {
 			_ = output.Run(proc.ctx, st)
 			_ = st.Close()
-		}()
+		})
 	}
 	return ids, nil
 }
@@ -417,9 +419,14 @@ func (p *Pod) conclude(proc *process, starting <-chan struct{}) {
 	})
 	_ = proc.peer.Exit(proc.status)
 	<-proc.delivered
-	proc.discard()
 	_ = proc.peer.Close()
 	p.post(func() { p.pending-- })
+	// Processes that it has left in the background may hold its pipes: what they write still
+	// reaches the caller, as on one machine. A terminal ends with its process.
+	if !proc.peer.Terminal {
+		proc.pumps.Wait() // their streams end with the VM at the latest
+	}
+	proc.discard()
 }
 
 // concluded moves a process, and with init its container, to its last state. On the pod's

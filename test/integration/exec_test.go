@@ -120,6 +120,16 @@ func TestExec(t *testing.T) {
 		_ = cmd.Wait()
 		harness.Eventually(t, "yes has ended", func() bool { return !strings.Contains(e.OK("ps", "box"), "yes\n") })
 	})
+	t.Run("what is left in the background writes on", func(t *testing.T) {
+		cmd := e.Command("exec", "box", "sh", "-c", "(sleep 1; echo late) & echo early; exit 4")
+		stdout, err := cmd.StdoutPipe()
+		assert.NilError(t, err)
+		assert.NilError(t, cmd.Start())
+		out, err := io.ReadAll(stdout)
+		assert.NilError(t, err)
+		assert.Equal(t, string(out), "early\nlate\n")
+		assert.Equal(t, harness.ExitCode(cmd.Wait()), 4)
+	})
 	t.Run("terminal of runv exec -t", func(t *testing.T) { ownTerminal(t, e) })
 	t.Run("terminal through a console socket", func(t *testing.T) { consoleSocket(t, e) })
 	t.Run("many at once", func(t *testing.T) {
