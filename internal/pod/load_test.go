@@ -155,3 +155,33 @@ func TestBackgroundOutput(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Equal(t, string(out), "early\nlate\n")
 }
+
+// TestShareEndsDuringShutdown has a guest that hangs in its shutdown for want of its files.
+func TestShareEndsDuringShutdown(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	hangs := make(chan struct{})
+	defer close(hangs)
+	w.agent.shutdown = func() {
+		close(w.share.done)
+		<-hangs
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // less than a guest gets
+	defer cancel()
+	assert.NilError(t, w.pod.Shutdown(ctx))
+}
+
+// TestWaitTellsWhatIsRecorded reads the record as soon as the end of a container is known.
+func TestWaitTellsWhatIsRecorded(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	w.agent.exit("web", "", "", 6)
+	_, _, err = w.pod.Wait(t.Context(), "web", "")
+	assert.NilError(t, err)
+	record, err := w.store.LoadContainer("web")
+	assert.NilError(t, err)
+	assert.Assert(t, record.ExitStatus != nil)
+	assert.Equal(t, *record.ExitStatus, uint32(6))
+}

@@ -278,6 +278,13 @@ func (p *Pod) dismantle(graceful bool) {
 	if vm := p.boot.vm; vm != nil {
 		if graceful {
 			ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+			go func() { // a guest that has lost its root file system only seems to work
+				select {
+				case <-p.cfg.Share.Done():
+					cancel()
+				case <-ctx.Done():
+				}
+			}()
 			if err := shutdownGuest(ctx, vm); err != nil {
 				p.log.Warn("shut down guest", "err", err)
 			}

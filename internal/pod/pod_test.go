@@ -51,6 +51,7 @@ type agent struct {
 	signals chan uint32
 	// What the next calls do; nil: succeed.
 	create, start, exec func() error
+	shutdown            func()
 }
 
 func newAgent() *agent {
@@ -148,6 +149,9 @@ func (a *agent) Configure(context.Context, *agentv1.ConfigureRequest) (*agentv1.
 }
 
 func (a *agent) Shutdown(context.Context, *agentv1.ShutdownRequest) (*agentv1.ShutdownResponse, error) {
+	if a.shutdown != nil {
+		a.shutdown()
+	}
 	return &agentv1.ShutdownResponse{}, nil
 }
 

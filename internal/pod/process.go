@@ -434,7 +434,7 @@ func (p *Pod) conclude(proc *process, starting <-chan struct{}) {
 func (p *Pod) concluded(proc *process) {
 	c := proc.c
 	p.setProcess(proc, ProcessExited)
-	close(proc.exited)
+	defer close(proc.exited) // who waits for it may look at the record at once
 	if proc.execID == initProcess {
 		c.record.ExitStatus, c.record.ExitedAt = &proc.status, &proc.exitedAt
 		if c.record.Status != state.Stopped { // it is when its creation was abandoned
