@@ -132,8 +132,8 @@ func (p *Pod) Run(ctx context.Context) error {
 	return p.failure
 }
 
-// errEnded is the answer to requests that come when the pod has ended.
-var errEnded = rpcerror.New(errdefs.ErrUnavailable, "pod has ended")
+// ErrEnded is the answer to requests that come when the pod has ended.
+var ErrEnded = rpcerror.New(errdefs.ErrUnavailable, "pod has ended")
 
 // do runs fn on the pod's goroutine and returns its error. fn must not block.
 func (p *Pod) do(ctx context.Context, fn func() error) error {
@@ -142,7 +142,7 @@ func (p *Pod) do(ctx context.Context, fn func() error) error {
 	case p.inputs <- func() { done <- fn() }:
 		return <-done
 	case <-p.ended:
-		return errEnded
+		return ErrEnded
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -206,7 +206,7 @@ func (p *Pod) Shutdown(ctx context.Context) error {
 		p.stop("shutdown was asked for")
 		return nil
 	})
-	if errors.Is(err, errEnded) {
+	if errors.Is(err, ErrEnded) {
 		return nil
 	}
 	if err != nil {

@@ -170,7 +170,7 @@ func (p *Pod) serve(proc *process) {
 		p.log.Debug("stand-in has gone, killing its process", "container", id, "exec", proc.execID, "err", err)
 		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 		defer cancel()
-		if err := p.Signal(ctx, id, proc.execID, 9, false); err != nil && !errors.Is(err, errEnded) {
+		if err := p.Signal(ctx, id, proc.execID, 9, false); err != nil && !errors.Is(err, ErrEnded) {
 			p.log.Debug("kill process without stand-in", "container", id, "exec", proc.execID, "err", err)
 		}
 	}()

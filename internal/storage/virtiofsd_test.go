@@ -46,10 +46,10 @@ func TestDescribe(t *testing.T) {
 		want Daemon
 		ok   bool
 	}{
-		"c":        {helpC, Daemon{"/d", StyleC, true}, true},
+		"c":        {helpC, Daemon{"/d", StyleC, false}, true},
 		"old c":    {helpOldC, Daemon{"/d", StyleC, false}, true},
-		"rust":     {helpRust, Daemon{"/d", StyleRust, true}, true},
-		"new rust": {helpNewRust, Daemon{"/d", StyleRust, false}, true},
+		"rust":     {helpRust, Daemon{"/d", StyleRust, false}, true},
+		"new rust": {helpNewRust, Daemon{"/d", StyleRust, true}, true},
 		"other":    {"usage: true [ignored]", Daemon{}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -62,13 +62,13 @@ func TestDescribe(t *testing.T) {
 
 func TestArguments(t *testing.T) {
 	s := serving{dir: "/pod/share", socketFD: 3, files: 4096}
-	assert.DeepEqual(t, Daemon{Style: StyleC, AnnounceSubmounts: true}.arguments(s), []string{
+	assert.DeepEqual(t, Daemon{Style: StyleC}.arguments(s), []string{
 		"--fd=3", "-o", "source=/pod/share", "-o", "sandbox=namespace", "-o", "cache=always", "-o", "timeout=1", "-o", "xattr",
-		"-o", "log_level=info", "--rlimit-nofile=4096", "-o", "announce_submounts",
+		"-o", "log_level=info", "--rlimit-nofile=4096",
 	})
-	assert.DeepEqual(t, Daemon{Style: StyleRust, AnnounceSubmounts: true}.arguments(s), []string{
+	assert.DeepEqual(t, Daemon{Style: StyleRust, Announces: true}.arguments(s), []string{
 		"--fd=3", "--shared-dir=/pod/share", "--sandbox=namespace", "--cache=auto", "--xattr",
-		"--log-level=info", "--rlimit-nofile=4096", "--announce-submounts",
+		"--log-level=info", "--rlimit-nofile=4096", "--no-announce-submounts",
 	})
 	args := Daemon{Style: StyleRust}.arguments(s)
 	assert.Equal(t, args[len(args)-1], "--rlimit-nofile=4096")

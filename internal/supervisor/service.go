@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -28,16 +29,26 @@ func newServer(p *pod.Pod, version string, log *slog.Logger) *grpc.Server {
 			began := time.Now()
 			resp, err := handler(ctx, req)
 			log.Debug("call", "method", info.FullMethod, "took", time.Since(began), "err", err)
-			return resp, rpcerror.ToStatus(err)
+			return resp, toStatus(err)
 		}),
 		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-			return rpcerror.ToStatus(handler(srv, ss))
+			return toStatus(handler(srv, ss))
 		}),
 	)
 	supervisorv1.RegisterPodServer(s, &podService{pod: p, version: version})
 	supervisorv1.RegisterContainersServer(s, &containersService{pod: p})
 	supervisorv1.RegisterProcessesServer(s, &processesService{pod: p})
 	return s
+}
+
+// toStatus makes an error a gRPC status. Unavailable is what callers get when there is no
+// supervisor any more, so nothing else may have that code: not an agent that is gone, and
+// no guest that says so.
+func toStatus(err error) error {
+	if errdefs.IsUnavailable(err) && !errors.Is(err, pod.ErrEnded) {
+		err = rpcerror.New(errdefs.ErrInternal, err.Error())
+	}
+	return rpcerror.ToStatus(err)
 }
 
 // parseToken reads the token that names a stand-in.

@@ -105,8 +105,9 @@ func cpu(accel hypervisor.Accel) string {
 // kernelArgs is the guest kernel's command line.
 func kernelArgs(m Machine) []string {
 	args := []string{
-		// A panic ends the guest at once, and its text is on the console.
-		"console=ttyS0", "quiet", "panic=-1",
+		// A panic ends the guest at once, and its text is on the console. A kernel that has
+		// met a bug of its own may go on, but no container can rely on it any more.
+		"console=ttyS0", "quiet", "panic=-1", "oops=panic",
 		"tsc=reliable", "no_timer_check",
 		"rcupdate.rcu_expedited=1", "cryptomgr.notests", "random.trust_cpu=on",
 	}

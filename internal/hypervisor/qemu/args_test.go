@@ -36,7 +36,7 @@ func TestArgs(t *testing.T) {
 		"-object", "memory-backend-memfd,id=mem,share=on,size=512M",
 		"-kernel", "/proc/self/fd/3",
 		"-initrd", "/proc/self/fd/4",
-		"-append", "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check rcupdate.rcu_expedited=1 cryptomgr.notests " +
+		"-append", "console=ttyS0 quiet panic=-1 oops=panic tsc=reliable no_timer_check rcupdate.rcu_expedited=1 cryptomgr.notests " +
 			"random.trust_cpu=on mitigations=off nokaslr noreplace-smp nolapic_timer tsc_early_khz=2596136 runv.log=debug",
 		"-chardev", "socket,id=qmp,fd=5", "-mon", "chardev=qmp,mode=control",
 		"-chardev", "socket,id=console,fd=7", "-serial", "chardev:console",
