@@ -15,7 +15,7 @@ func TestMountPointsAreThoseOfTheRootItself(t *testing.T) {
 	dir := t.TempDir()
 	assert.NilError(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
 	spec := bundle.DefaultSpec()
-	spec.Process.Cwd = "/work/here"
+	spec.Process.Cwd = "/job/here"
 	spec.Mounts = append(spec.Mounts,
 		specs.Mount{Destination: "/etc/hosts", Source: "file", Type: "bind", Options: []string{"bind"}},
 		specs.Mount{Destination: "/data", Source: dir, Type: "bind", Options: []string{"rbind"}},
@@ -23,6 +23,6 @@ func TestMountPointsAreThoseOfTheRootItself(t *testing.T) {
 	)
 	b := &bundle.Bundle{Dir: dir, Spec: spec}
 	assert.DeepEqual(t, b.MountPoints(), []bundle.MountPoint{
-		{Path: "/proc"}, {Path: "/dev"}, {Path: "/sys"}, {Path: "/etc/hosts", File: true}, {Path: "/data"}, {Path: "/work/here"},
+		{Path: "/proc"}, {Path: "/dev"}, {Path: "/sys"}, {Path: "/etc/hosts", File: true}, {Path: "/data"}, {Path: "/job/here"},
 	})
 }

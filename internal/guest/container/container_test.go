@@ -440,23 +440,23 @@ func TestProcMustBeADirectory(t *testing.T) {
 // Hooks run as the program will, in what is its place already.
 func TestHooks(t *testing.T) {
 	w := newWorld(t)
-	assert.NilError(t, os.Mkdir(filepath.Join(w.rootfs, "work"), 0o777))
-	assert.NilError(t, os.Chmod(filepath.Join(w.rootfs, "work"), 0o777))
+	assert.NilError(t, os.Mkdir(filepath.Join(w.rootfs, "job"), 0o777))
+	assert.NilError(t, os.Chmod(filepath.Join(w.rootfs, "job"), 0o777))
 	hook := func(script string) []specs.Hook {
 		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", script}, Env: []string{"PATH=/bin"}}}
 	}
 	spec := w.spec("sh", "-c", "cat log")
-	spec.Process.Cwd = "/work"
+	spec.Process.Cwd = "/job"
 	spec.Process.User = specs.User{UID: 1000, GID: 1000}
 	spec.Annotations = map[string]string{"a": "b"}
 	const tell = `{ id -u; grep CapEff /proc/self/status; readlink /proc/self/cwd; cat; echo; } >>log`
 	spec.Hooks = &specs.Hooks{CreateContainer: hook(tell), StartContainer: hook(tell)}
 	r, err := w.create("a", spec)
 	assert.NilError(t, err)
-	data, err := os.ReadFile(filepath.Join(w.rootfs, "work/log"))
+	data, err := os.ReadFile(filepath.Join(w.rootfs, "job/log"))
 	assert.NilError(t, err)
 	want := func(status string) string {
-		return "1000\nCapEff:\t0000000000000000\n/work\n" + fmt.Sprintf(
+		return "1000\nCapEff:\t0000000000000000\n/job\n" + fmt.Sprintf(
 			`{"pid":1,"ociVersion":%q,"id":"a","status":%q,"bundle":"/the/bundle","annotations":{"a":"b"}}`, specs.Version, status) + "\n"
 	}
 	assert.Equal(t, string(data), want("creating"))
@@ -488,9 +488,9 @@ func TestHooks(t *testing.T) {
 		}
 	}
 
-	spec.Hooks = &specs.Hooks{StartContainer: hook(": >/work/fifo; sleep 1000")}
-	assert.NilError(t, unix.Mkfifo(filepath.Join(w.rootfs, "work/fifo"), 0o666))
-	assert.NilError(t, os.Chmod(filepath.Join(w.rootfs, "work/fifo"), 0o666))
+	spec.Hooks = &specs.Hooks{StartContainer: hook(": >/job/fifo; sleep 1000")}
+	assert.NilError(t, unix.Mkfifo(filepath.Join(w.rootfs, "job/fifo"), 0o666))
+	assert.NilError(t, os.Chmod(filepath.Join(w.rootfs, "job/fifo"), 0o666))
 	_, err = w.create("e", spec)
 	assert.NilError(t, err)
 	c, err := w.set.Get("e")
@@ -498,7 +498,7 @@ func TestHooks(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
 	go func() {
-		if f, err := os.Open(filepath.Join(w.rootfs, "work/fifo")); err == nil { // until the hook runs
+		if f, err := os.Open(filepath.Join(w.rootfs, "job/fifo")); err == nil { // until the hook runs
 			f.Close()
 		}
 		cancel(errors.New("patience is at its end"))
