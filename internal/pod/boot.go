@@ -64,7 +64,6 @@ func (p *Pod) startBoot(s size) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	p.boot.cancel = cancel
 	p.boot.shared = make(chan struct{})
-	p.began = time.Now()
 	p.record.VCPUs, p.record.MemoryBytes = s.vcpus, s.memory
 	go func() {
 		defer cancel(nil)

@@ -84,8 +84,7 @@ type Pod struct {
 	failure    error            // why the VM ended, if nobody asked it to
 	pending    int              // ends that are still to be told, records still to be removed
 	resave     <-chan time.Time // when to save again; nil: all is saved
-	began      time.Time
-	stopped    chan struct{} // closed when state is Stopped
+	stopped    chan struct{}    // closed when state is Stopped
 }
 
 // New makes a pod that Run drives. It starts nothing.

@@ -1,6 +1,7 @@
 package pod_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,6 +45,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type agent struct {
 	mu      sync.Mutex
 	session *transport.Session
+	channel net.Conn // under the session
 	events  chan *agentv1.Event
 	seq     uint64
 	stdout  map[string]net.Conn // by container and exec id
@@ -67,7 +69,7 @@ func (a *agent) serve(_ *fake.VM, channel net.Conn) {
 	if err != nil {
 		return
 	}
-	a.session = session
+	a.session, a.channel = session, channel
 	server, _ := ttrpc.NewServer()
 	agentv1.RegisterGuestService(server, a)
 	agentv1.RegisterContainersService(server, a)
@@ -690,6 +692,10 @@ func TestDeathOfTheVMEndsItsContainers(t *testing.T) {
 		"crash":     func(w *world) { w.driver.VMs()[0].Crash("signal: killed") },
 		"power off": func(w *world) { w.driver.VMs()[0].PowerOff() },
 		"share":     func(w *world) { close(w.share.done) },
+		"garbage on the channel": func(w *world) {
+			_, err := w.agent.channel.Write(bytes.Repeat([]byte{0xff}, 1<<12))
+			assert.Check(w.t, err)
+		},
 		"event out of order": func(w *world) {
 			w.agent.mu.Lock()
 			w.agent.seq += 5

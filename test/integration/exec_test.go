@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -202,21 +203,34 @@ func slowReader(t *testing.T, e *harness.Env) {
 	assert.NilError(t, cmd.Wait())
 }
 
-// ownTerminal runs `runv exec -t` in a terminal, as a user's shell does.
-func ownTerminal(t *testing.T, e *harness.Env) {
+// openTerminal makes a terminal of a size, both its ends, as a terminal emulator does.
+func openTerminal(t *testing.T, width, height uint16) (pty console.Console, slave *os.File) {
+	t.Helper()
 	pty, path, err := console.NewPty()
 	assert.NilError(t, err)
-	defer pty.Close()
-	slave, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
+	t.Cleanup(func() { pty.Close() })
+	slave, err = os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
 	assert.NilError(t, err)
-	defer slave.Close()
-	assert.NilError(t, pty.Resize(console.WinSize{Width: 91, Height: 33}))
-	before, err := unix.IoctlGetTermios(int(slave.Fd()), unix.TCGETS)
-	assert.NilError(t, err)
-	cmd := e.Command("exec", "-t", "box", "sh")
+	t.Cleanup(func() { slave.Close() })
+	assert.NilError(t, pty.Resize(console.WinSize{Width: width, Height: height}))
+	return pty, slave
+}
+
+// startInTerminal starts a command in a terminal of its own, as a shell does.
+func startInTerminal(t *testing.T, cmd *exec.Cmd, slave *os.File) {
+	t.Helper()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	assert.NilError(t, cmd.Start())
+}
+
+// ownTerminal runs `runv exec -t` in a terminal, as a user's shell does.
+func ownTerminal(t *testing.T, e *harness.Env) {
+	pty, slave := openTerminal(t, 91, 33)
+	before, err := unix.IoctlGetTermios(int(slave.Fd()), unix.TCGETS)
+	assert.NilError(t, err)
+	cmd := e.Command("exec", "-t", "box", "sh")
+	startInTerminal(t, cmd, slave)
 	screen := newScreen(pty)
 	screen.await(t, "# ")
 	screen.send(t, "tty; stty size\n")
@@ -347,17 +361,9 @@ func (s *screen) await(t *testing.T, text string) {
 func TestRunWithTerminal(t *testing.T) {
 	e := harness.New(t)
 	bundle := e.Bundle([]string{"sh"}, func(s *specs.Spec) { s.Process.Terminal = true })
-	pty, path, err := console.NewPty()
-	assert.NilError(t, err)
-	defer pty.Close()
-	slave, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
-	assert.NilError(t, err)
-	defer slave.Close()
-	assert.NilError(t, pty.Resize(console.WinSize{Width: 100, Height: 30}))
+	pty, slave := openTerminal(t, 100, 30)
 	cmd := e.Command("run", "--bundle", bundle, "web")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	assert.NilError(t, cmd.Start())
+	startInTerminal(t, cmd, slave)
 	screen := newScreen(pty)
 	screen.await(t, "# ")
 	screen.send(t, "stty size; ls -l /dev/console\n")
