@@ -72,7 +72,7 @@ func serveFake(store *state.Store, podID, id string) (f *fakeSupervisor, stop fu
 // fakeMain is the supervisor process of the tests. $FAKE says how it fails:
 // "silent" ends without a word, "deaf" never serves, "no-guest" says that it
 // cannot, "no-vm" fails to create, "hangs" does not answer create, "no-start"
-// fails to start.
+// fails to start, "dies-started" ends before it can say that it has started.
 func fakeMain(args []string) int {
 	flags := flag.NewFlagSet("supervisor", flag.ExitOnError)
 	root := flags.String("root", "", "")
@@ -166,6 +166,9 @@ func (f *fakeSupervisor) Start(context.Context, *supervisorv1.StartRequest) (*su
 	}
 	if err := f.set(state.Running); err != nil {
 		return nil, err
+	}
+	if os.Getenv("FAKE") == "dies-started" {
+		os.Exit(9)
 	}
 	if f.peer != nil {
 		go f.live()

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 
+	"github.com/containerd/errdefs"
 	urfave "github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
 
@@ -87,6 +88,9 @@ func (a *app) attend(ctx context.Context, release func(), c *created) error {
 	defer stop()
 	release()
 	if err := c.start(ctx); err != nil {
+		if errdefs.IsUnavailable(err) && c.hasRun() {
+			return &exitError{status: statusKilled, err: errSupervisorGone}
+		}
 		return err
 	}
 	status, err := c.standIn.wait()
@@ -104,6 +108,13 @@ func (a *app) attend(ctx context.Context, release func(), c *created) error {
 		return &exitError{status: status, err: podFailure(c.store, record.PodID)}
 	}
 	return nil
+}
+
+// hasRun tells whether the program of a container has run, as its record says: a supervisor that
+// dies just then can no longer answer that it has.
+func (c *created) hasRun() bool {
+	record, err := c.store.LoadContainer(c.id)
+	return err == nil && record.Status != state.Creating && record.Status != state.Created
 }
 
 // podFailure tells why a pod's VM has ended, if nobody asked it to.
