@@ -18,8 +18,9 @@ type deviceRule struct {
 	access       int32 // BPF_DEVCG_ACC_*
 }
 
-// What every container may use: any node may be made, and those that its /dev has may
-// be opened.
+// What every container may use, whatever its rules say: any node may be made, and those that its
+// /dev has may be opened. Callers count on the tun device, too. /dev/console is a pts; the node
+// 5:1 would be the console of the VM.
 var defaultDevices = []deviceRule{
 	{true, unix.BPF_DEVCG_DEV_CHAR, -1, -1, unix.BPF_DEVCG_ACC_MKNOD},
 	{true, unix.BPF_DEVCG_DEV_BLOCK, -1, -1, unix.BPF_DEVCG_ACC_MKNOD},
@@ -29,8 +30,8 @@ var defaultDevices = []deviceRule{
 	{true, unix.BPF_DEVCG_DEV_CHAR, 1, 8, allAccess},    // random
 	{true, unix.BPF_DEVCG_DEV_CHAR, 1, 9, allAccess},    // urandom
 	{true, unix.BPF_DEVCG_DEV_CHAR, 5, 0, allAccess},    // tty
-	{true, unix.BPF_DEVCG_DEV_CHAR, 5, 1, allAccess},    // console
 	{true, unix.BPF_DEVCG_DEV_CHAR, 5, 2, allAccess},    // ptmx
+	{true, unix.BPF_DEVCG_DEV_CHAR, 10, 200, allAccess}, // net/tun
 	{true, unix.BPF_DEVCG_DEV_CHAR, 136, -1, allAccess}, // pts
 }
 

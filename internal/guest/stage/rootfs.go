@@ -146,9 +146,9 @@ func enterRoot(dir string) error {
 func closeRoot(c *Container) error {
 	for i := range c.Mounts {
 		m := &c.Mounts[i]
-		if m.Type != "bind" && isDev(m) && m.Flags&unix.MS_RDONLY != 0 {
+		if staysWritable(m) && m.Flags&unix.MS_RDONLY != 0 {
 			if err := setReadonly(m.Destination, 0); err != nil {
-				return fmt.Errorf("make /dev read-only: %w", err)
+				return fmt.Errorf("make %s read-only: %w", m.Destination, err)
 			}
 		}
 	}
@@ -203,6 +203,15 @@ func openDir(path string) (int, error) {
 	return open(path, unix.O_PATH|unix.O_DIRECTORY)
 }
 
+// exists tells whether something is at a path of the container.
+func exists(path string) bool {
+	fd, err := open(clean(path), unix.O_PATH)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err == nil
+}
+
 func makeDir(path string) error {
 	fd, err := openDir(path)
 	if err == nil {
@@ -240,19 +249,17 @@ func mount(m *Mount, tree int) error {
 		defer unix.Close(tree)
 		return mountBind(m, tree)
 	}
+	isNew := !exists(m.Destination)
 	target, err := openTarget(m)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(target)
 	flags, data := m.Flags, m.Data
-	if isDev(m) {
-		flags &^= unix.MS_RDONLY // until its nodes are made
-	}
-	if m.CopyUp {
+	if staysWritable(m) {
 		flags &^= unix.MS_RDONLY
 	}
-	if m.Type == "tmpfs" {
+	if m.Type == "tmpfs" && !isNew {
 		var st unix.Stat_t
 		if err := unix.Fstat(target, &st); err != nil {
 			return err
@@ -272,14 +279,13 @@ func mount(m *Mount, tree int) error {
 		if err := copyUp(target, m.Destination); err != nil {
 			return fmt.Errorf("copy up: %w", err)
 		}
-		if m.Flags&unix.MS_RDONLY != 0 && !isDev(m) {
-			if err := setReadonly(m.Destination, 0); err != nil {
-				return err
-			}
-		}
 	}
 	return setPropagation(m)
 }
+
+// staysWritable tells of mounts that become read-only last: places of other mounts, nodes of
+// devices and copies are made on them before.
+func staysWritable(m *Mount) bool { return m.Type != "bind" && (m.Type == "tmpfs" || isDev(m)) }
 
 // openTarget opens the directory to mount on. /proc and /sys are special to many
 // programs and to maskedPaths, so they must be where they seem to be.
