@@ -1,0 +1,106 @@
+package conformance
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"gotest.tools/v3/assert"
+
+	"runv/test/harness"
+)
+
+// differential is a bundle, or something done with the command line, that both runtimes get.
+type differential struct {
+	name  string
+	about string
+	short bool // part of make test
+	edit  func(*trial, *specs.Spec)
+	run   func(*trial) // look, if nil
+}
+
+// look starts the container, runs the probe in it, and removes it.
+func look(t *trial) {
+	r := t.do("run", "--detach", "--bundle", t.bundle, t.id)
+	t.recordEnd("run", r)
+	if r.Code == 0 {
+		t.execProbe("", "exec")
+	}
+	t.remove()
+}
+
+// execProbe runs the probe with a runtime's command that ends before the container's id.
+func (t *trial) execProbe(prefix string, command ...string) {
+	r := t.do(append(command, t.id, "/bin/probe")...)
+	t.recordEnd(prefix+"exec", r)
+	t.recordProbe(prefix, r.Stdout)
+}
+
+// foreground runs the container's program to its end.
+func foreground(t *trial) {
+	r := t.do("run", "--bundle", t.bundle, t.id)
+	t.recordEnd("run", r)
+	t.recordProbe("", r.Stdout)
+	t.remove()
+}
+
+// TestDifferential runs each case under runc and runv. With -v it tells what was seen, too.
+func TestDifferential(t *testing.T) {
+	e := harness.New(t)
+	probe := filepath.Join(e.Dir, "probe")
+	goBuild(t, ".", probe, "./test/conformance/probe")
+	both := sides(t, e.Dir)
+	assert.Equal(t, both[1].root, e.Root)
+	j := newJudge(acceptedDifferences)
+	verdicts := make(map[string]verdict)
+	t.Run("cases", func(t *testing.T) {
+		for _, c := range differentials {
+			if !c.short && !*all {
+				continue
+			}
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				var seen [2]sections
+				for i, s := range both {
+					tr := newTrial(t, s, filepath.Join(e.Dir, c.name, s.name), probe, c.edit)
+					if c.run != nil {
+						c.run(tr)
+					} else {
+						look(tr)
+					}
+					seen[i] = tr.seen
+				}
+				v := j.compare(c.name, seen[0], seen[1])
+				ids.Lock()
+				verdicts[c.name] = v
+				ids.Unlock()
+				if len(v.unexplained) > 0 {
+					t.Errorf("unexplained differences:\n%s", strings.Join(v.unexplained, "\n"))
+				}
+				if dir := os.Getenv("CONFORMANCE_OUT"); dir != "" {
+					for i, s := range both {
+						var b strings.Builder
+						for _, section := range seen[i] {
+							fmt.Fprintf(&b, "== %s\n%s\n", section.name, strings.Join(section.lines, "\n"))
+						}
+						assert.NilError(t, os.WriteFile(filepath.Join(dir, c.name+"."+s.name), []byte(b.String()), 0o600))
+					}
+				}
+			})
+		}
+	})
+	if *all && !t.Failed() {
+		for i, a := range acceptedDifferences {
+			assert.Check(t, a.sometimes || len(j.cases[i]) > 0, "accepted and not seen: %s: %s", a.where, a.line)
+		}
+	}
+}
+
+// without returns the namespaces that are not of some types.
+func without(list []specs.LinuxNamespace, types ...specs.LinuxNamespaceType) []specs.LinuxNamespace {
+	return slices.DeleteFunc(list, func(ns specs.LinuxNamespace) bool { return slices.Contains(types, ns.Type) })
+}
