@@ -187,14 +187,22 @@ func (b *Bundle) MountPoints() []MountPoint {
 	return points
 }
 
-// Size tells which VM the resource limits ask for: as many vCPUs as the CPU
-// quota can keep busy, and the memory limit. 0 means that there is no limit.
-func (b *Bundle) Size() (vcpus int, memoryBytes int64) {
-	r := b.Spec.Linux.Resources
+// Size tells which VM the resource limits ask for.
+func (b *Bundle) Size() Size { return SizeOf(b.Spec.Linux.Resources) }
+
+// Size is what resource limits ask of a VM. 0 means that there is no such limit.
+type Size struct {
+	QuotaCPUs   int   // as many vCPUs as the CPU quota can keep busy
+	SetCPUs     int   // as many as have numbers up to the highest of the cpuset
+	MemoryBytes int64 // the memory limit
+}
+
+// SizeOf tells which VM resource limits, which may be nil, ask for.
+func SizeOf(r *specs.LinuxResources) (s Size) {
 	if r == nil {
-		return 0, 0
+		return s
 	}
-	if cpu := r.CPU; cpu != nil && cpu.Quota != nil && *cpu.Quota > 0 {
+	if cpu := r.CPU; cpu != nil && positive(cpu.Quota) {
 		period := uint64(defaultPeriod)
 		if cpu.Period != nil && *cpu.Period != 0 {
 			period = *cpu.Period
@@ -204,12 +212,17 @@ func (b *Bundle) Size() (vcpus int, memoryBytes int64) {
 		if quota%period != 0 {
 			n++
 		}
-		vcpus = int(min(n, math.MaxInt32))
+		s.QuotaCPUs = int(min(n, math.MaxInt32))
 	}
-	if m := r.Memory; m != nil && m.Limit != nil && *m.Limit > 0 {
-		memoryBytes = *m.Limit
+	if cpu := r.CPU; cpu != nil && cpu.Cpus != "" {
+		if n, err := highest(cpu.Cpus); err == nil {
+			s.SetCPUs = n + 1
+		}
 	}
-	return vcpus, memoryBytes
+	if m := r.Memory; m != nil && positive(m.Limit) {
+		s.MemoryBytes = *m.Limit
+	}
+	return s
 }
 
 // abs makes a path of the specification absolute: relative ones start at the bundle.

@@ -145,13 +145,24 @@ func TestHonoured(t *testing.T) {
 		"linux.resources.memory":           `{"limit":67108864,"swap":-1,"reservation":1024}`,
 		"linux.resources.cpu":              `{"shares":1024,"quota":-1,"period":100000}`,
 		"linux.resources.pids":             `{"limit":-1}`,
-		"hooks.prestart":                   `[{"path":"/x"}]`,
-		"hooks.createRuntime":              `[{"path":"/x","args":["","a"],"env":["A=b","C"],"timeout":1}]`,
-		"hooks.createContainer":            `[{"path":"/x","timeout":2147483648}]`,
-		"hooks.startContainer":             `[{"path":"/x"},{"path":"/x"}]`,
-		"hooks.poststart":                  `[{"path":"/x"}]`,
-		"hooks.poststop":                   `[{"path":"/x"}]`,
-		"linux.seccomp":                    `{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":38,"flags":[],"architectures":["SCMP_ARCH_X86"],"syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}`,
+		"linux.resources.cpu.burst":        `1000`,
+		"linux.resources.cpu.cpus":         `"0-1,3"`,
+		"linux.resources.cpu.mems":         `"0"`,
+		"linux.resources.cpu.idle":         `1`,
+		"linux.resources.blockIO": `{"weight":10,"weightDevice":[{"major":8,"minor":0,"weight":1000}],
+			"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1}],"throttleWriteBpsDevice":[{"major":4095,"minor":1048575,"rate":0}],
+			"throttleReadIOPSDevice":[{"major":8,"minor":0,"rate":1}],"throttleWriteIOPSDevice":[{"major":8,"minor":0,"rate":1}]}`,
+		"linux.resources.hugepageLimits":           `[{"pageSize":"2MB","limit":0},{"pageSize":"1GB","limit":18446744073709551615}]`,
+		"linux.resources.rdma":                     `{"mlx5_0":{"hcaHandles":1}}`,
+		"linux.resources.unified":                  `{"memory.high":"max","cgroup.max.depth":"1","io.max":"8:0 rbps=1\n8:1 wbps=1"}`,
+		"linux.resources.memory.checkBeforeUpdate": `true`,
+		"hooks.prestart":                           `[{"path":"/x"}]`,
+		"hooks.createRuntime":                      `[{"path":"/x","args":["","a"],"env":["A=b","C"],"timeout":1}]`,
+		"hooks.createContainer":                    `[{"path":"/x","timeout":2147483648}]`,
+		"hooks.startContainer":                     `[{"path":"/x"},{"path":"/x"}]`,
+		"hooks.poststart":                          `[{"path":"/x"}]`,
+		"hooks.poststop":                           `[{"path":"/x"}]`,
+		"linux.seccomp":                            `{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":38,"flags":[],"architectures":["SCMP_ARCH_X86"],"syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}`,
 	} {
 		// What uses uts or ipc needs the rest of the default.
 		data := with(t, path, value)
@@ -210,24 +221,7 @@ func TestRefusals(t *testing.T) {
 		{"linux.mountLabel", `"x"`, "", "not supported"},
 		{"linux.rootfsPropagation", `"shared"`, "", "not supported"},
 		{"linux.rootfsPropagation", `"unbindable"`, "", "not supported"},
-		{"linux.resources.memory.kernel", `1`, "", "not supported"},
-		{"linux.resources.memory.kernelTCP", `1`, "", "not supported"},
-		{"linux.resources.memory.swappiness", `0`, "", "not supported"},
-		{"linux.resources.memory.disableOOMKiller", `true`, "", "not supported"},
-		{"linux.resources.memory.useHierarchy", `true`, "", "not supported"},
-		{"linux.resources.memory.checkBeforeUpdate", `true`, "", "not supported"},
-		{"linux.resources.cpu.burst", `1`, "", "not supported"},
-		{"linux.resources.cpu.realtimeRuntime", `1`, "", "not supported"},
-		{"linux.resources.cpu.realtimePeriod", `1`, "", "not supported"},
-		{"linux.resources.cpu.cpus", `"0"`, "", "not supported"},
-		{"linux.resources.cpu.mems", `"0"`, "", "not supported"},
-		{"linux.resources.cpu.idle", `1`, "", "not supported"},
-		{"linux.resources.blockIO", `{"weight":10}`, "", "not supported"},
-		{"linux.resources.blockIO", `{"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1}]}`, "", "not supported"},
-		{"linux.resources.hugepageLimits", `[{"pageSize":"2MB","limit":1}]`, "", "not supported"},
-		{"linux.resources.network", `{"classID":1}`, "", "not supported"},
-		{"linux.resources.rdma", `{"mlx5_0":{}}`, "", "not supported"},
-		{"linux.resources.unified", `{"memory.high":"1"}`, "", "not supported"},
+		{"linux.resources.unified", `{"cgroup.procs":"1"}`, `linux.resources.unified["cgroup.procs"]`, "controls the container"},
 		{"solaris", `{}`, "", "another platform"},
 		{"windows", `{"layerFolders":[]}`, "", "another platform"},
 		{"zos", `{}`, "", "another platform"},
@@ -306,7 +300,25 @@ func TestRefusals(t *testing.T) {
 		{"linux.resources.memory.limit", `-2`, "", "less than -1"},
 		{"linux.resources.memory", `{"limit":1024,"swap":1023}`, "linux.resources.memory.swap", "less than the memory limit"},
 		{"linux.resources.cpu.period", `999`, "", "between 1000 and 1000000"},
+		{"linux.resources.memory", `{"swap":1024}`, "linux.resources.memory.swap", "without a memory limit"},
 		{"linux.resources.cpu.quota", `999`, "", "less than 1000"},
+		{"linux.resources.cpu", `{"burst":2000,"quota":1000}`, "linux.resources.cpu.burst", "more than the quota"},
+		{"linux.resources.cpu.idle", `2`, "", "neither 0 nor 1"},
+		{"linux.resources.cpu", `{"idle":1,"shares":2}`, "linux.resources.cpu.shares", "together with idle"},
+		{"linux.resources.cpu.cpus", `"0-"`, "", "not a list"},
+		{"linux.resources.cpu.cpus", `"all"`, "", "not a list"},
+		{"linux.resources.cpu.cpus", `"8192"`, "", "not below 8192"},
+		{"linux.resources.cpu.mems", `"3-1"`, "", "reversed"},
+		{"linux.resources.pids.limit", `-2`, "", "less than -1"},
+		{"linux.resources.blockIO.weight", `9`, "", "not between 10 and 1000"},
+		{"linux.resources.blockIO.weightDevice[0]", `{"major":8,"minor":0,"weight":1001}`, "linux.resources.blockIO.weightDevice[0].weight", "not between"},
+		{"linux.resources.blockIO.weightDevice[0]", `{"major":-1,"minor":0}`, "linux.resources.blockIO.weightDevice[0].major", "major number"},
+		{"linux.resources.blockIO.throttleWriteIOPSDevice[0]", `{"major":8,"minor":1048576}`, "linux.resources.blockIO.throttleWriteIOPSDevice[0].minor", "minor number"},
+		{"linux.resources.hugepageLimits[0]", `{"pageSize":"2M/","limit":1}`, "linux.resources.hugepageLimits[0].pageSize", "not a size"},
+		{"linux.resources.rdma", `{"a b":{}}`, `linux.resources.rdma["a b"]`, "not the name"},
+		{"linux.resources.unified", `{"../memory.max":"1"}`, `linux.resources.unified["../memory.max"]`, "not of the form"},
+		{"linux.resources.unified", `{"memory":"1"}`, `linux.resources.unified["memory"]`, "not of the form"},
+		{"linux.resources.unified", `{"memory.max":"\u0000"}`, `linux.resources.unified["memory.max"]`, "NUL"},
 	}
 	check := func(r row, kind func(error) bool) {
 		t.Helper()
@@ -346,6 +358,16 @@ func TestWarnings(t *testing.T) {
 		{"mounts[1].destination", `"dev/../x"`, `mounts[1].destination: "dev/../x" is not absolute: taken from the root`},
 		{"linux.devices", `[{"path":"/dev/sda","type":"b","major":8}]`, "linux.devices[0]: block device 8:0 is the guest's, not the host's"},
 		{"future", `{"a":1}`, "future: unknown field: ignored"},
+		{"linux.resources.memory.kernel", `1`, "linux.resources.memory.kernel: ignored: it does not exist in cgroup v2, which the guest has"},
+		{"linux.resources.memory.kernelTCP", `1`, "linux.resources.memory.kernelTCP: ignored: it does not exist in cgroup v2, which the guest has"},
+		{"linux.resources.memory.swappiness", `0`, "linux.resources.memory.swappiness: ignored: it does not exist in cgroup v2, which the guest has"},
+		{"linux.resources.memory.disableOOMKiller", `true`, "linux.resources.memory.disableOOMKiller: ignored: it does not exist in cgroup v2, which the guest has"},
+		{"linux.resources.memory.useHierarchy", `true`, "linux.resources.memory.useHierarchy: ignored: it is always so with the guest's cgroup v2"},
+		{"linux.resources.cpu.realtimeRuntime", `1`, "linux.resources.cpu.realtimeRuntime: ignored: it does not exist in cgroup v2, which the guest has"},
+		{"linux.resources.cpu.realtimePeriod", `1`, "linux.resources.cpu.realtimePeriod: ignored: it does not exist in cgroup v2, which the guest has"},
+		{"linux.resources.blockIO.leafWeight", `10`, "linux.resources.blockIO.leafWeight: ignored: it does not exist in cgroup v2, which the guest has"},
+		{"linux.resources.blockIO.weightDevice[0]", `{"major":8,"minor":0,"leafWeight":10}`, "linux.resources.blockIO.weightDevice[0].leafWeight: ignored: it does not exist in cgroup v2, which the guest has"},
+		{"linux.resources.network", `{"classID":1}`, "linux.resources.network: ignored: it does not exist in cgroup v2, which the guest has"},
 		{"linux.resources.quantum", `1`, "linux.resources.quantum: unknown field: ignored"},
 		{"mounts[0].extra", `1`, "mounts[0].extra: unknown field: ignored"},
 		{"a\n", `1`, `"a\n": unknown field: ignored`},
@@ -524,27 +546,47 @@ func TestGuestSpec(t *testing.T) {
 }
 
 func TestSize(t *testing.T) {
-	for _, c := range []struct {
-		resources string
-		vcpus     int
-		memory    int64
-	}{
-		{`null`, 0, 0},
-		{`{}`, 0, 0},
-		{`{"cpu":{"shares":10},"memory":{"limit":-1}}`, 0, 0},
-		{`{"cpu":{"quota":-1,"period":1000}}`, 0, 0},
-		{`{"cpu":{"quota":1000}}`, 1, 0},
-		{`{"cpu":{"quota":100000}}`, 1, 0},
-		{`{"cpu":{"quota":100001}}`, 2, 0},
-		{`{"cpu":{"quota":5000,"period":2000}}`, 3, 0},
-		{`{"cpu":{"quota":9223372036854775807,"period":1000}}`, 1<<31 - 1, 0},
-		{`{"memory":{"limit":67108864}}`, 0, 64 << 20},
+	for resources, want := range map[string]bundle.Size{
+		`null`: {},
+		`{}`:   {},
+		`{"cpu":{"shares":10},"memory":{"limit":-1}}`:         {},
+		`{"cpu":{"quota":-1,"period":1000}}`:                  {},
+		`{"cpu":{"quota":1000}}`:                              {QuotaCPUs: 1},
+		`{"cpu":{"quota":100000}}`:                            {QuotaCPUs: 1},
+		`{"cpu":{"quota":100001}}`:                            {QuotaCPUs: 2},
+		`{"cpu":{"quota":5000,"period":2000}}`:                {QuotaCPUs: 3},
+		`{"cpu":{"quota":9223372036854775807,"period":1000}}`: {QuotaCPUs: 1<<31 - 1},
+		`{"cpu":{"cpus":"2-3,0"}}`:                            {SetCPUs: 4},
+		`{"cpu":{"cpus":"0","quota":200000}}`:                 {SetCPUs: 1, QuotaCPUs: 2},
+		`{"memory":{"limit":67108864}}`:                       {MemoryBytes: 64 << 20},
 	} {
-		b, err := bundle.Parse(with(t, "linux.resources", c.resources), "/b")
-		assert.NilError(t, err, c.resources)
-		vcpus, memory := b.Size()
-		assert.Equal(t, vcpus, c.vcpus, c.resources)
-		assert.Equal(t, memory, c.memory, c.resources)
+		b, err := bundle.Parse(with(t, "linux.resources", resources), "/b")
+		assert.NilError(t, err, resources)
+		assert.Equal(t, b.Size(), want, resources)
+	}
+}
+
+func TestParseResources(t *testing.T) {
+	r, warnings, err := bundle.ParseResources([]byte(`{"memory":{"limit":1,"kernel":5},"devices":[{"allow":true,"access":"rwm"}],"blockIO":{"weight":20},"x":1}`))
+	assert.NilError(t, err)
+	assert.Equal(t, *r.Memory.Limit, int64(1))
+	assert.Equal(t, *r.BlockIO.Weight, uint16(20))
+	assert.DeepEqual(t, warnings, []string{
+		"x: unknown field: ignored",
+		"memory.kernel: ignored: it does not exist in cgroup v2, which the guest has",
+		"devices: ignored: an update does not change them",
+	})
+	// What an update leaves out may have been given before.
+	_, _, err = bundle.ParseResources([]byte(`{"memory":{"swap":1}}`))
+	assert.NilError(t, err)
+	for data, want := range map[string]string{
+		`[]`:                             "resources: line 1, column 1: must be a JSON object",
+		`{"memory":{"limit":"1"}}`:       "resources: memory.limit: string does not fit",
+		`{"cpu":{"cpus":"x"}}`:           `resources: cpu.cpus: "x": is not a list`,
+		`{"unified":{"cgroup.kill":""}}`: `resources: unified["cgroup.kill"]: is not supported`,
+	} {
+		_, _, err := bundle.ParseResources([]byte(data))
+		assert.ErrorContains(t, err, want)
 	}
 }
 

@@ -345,7 +345,10 @@ func (c *checker) linux(l *specs.Linux, namespaces map[specs.LinuxNamespaceType]
 	if l.Resources == nil {
 		return nil
 	}
-	return c.resources(l.Resources)
+	if m := l.Resources.Memory; m != nil && positive(m.Swap) && (m.Limit == nil || *m.Limit == 0) {
+		return c.invalid("linux.resources.memory.swap", "cannot be set without a memory limit")
+	}
+	return c.resources(l.Resources, "linux.resources.")
 }
 
 // seccomp compiles the profile, which finds all that is wrong with it.
@@ -444,45 +447,3 @@ func (c *checker) devices(devices []specs.LinuxDevice) error {
 	}
 	return nil
 }
-
-func (c *checker) resources(r *specs.LinuxResources) error {
-	const at = "linux.resources."
-	for i, d := range r.Devices {
-		field := fmt.Sprintf("%sdevices[%d]", at, i)
-		switch {
-		case !slices.Contains([]string{"", "a", "b", "c"}, d.Type):
-			return c.invalid(field+".type", "%s is not one of a, b, c", quote(d.Type))
-		case strings.Trim(d.Access, "rwm") != "":
-			return c.invalid(field+".access", "%s holds more than r, w and m", quote(d.Access))
-		case d.Major != nil && (*d.Major < -1 || *d.Major > math.MaxUint32):
-			return c.invalid(field+".major", "%d is not a major number", *d.Major)
-		case d.Minor != nil && (*d.Minor < -1 || *d.Minor > math.MaxUint32):
-			return c.invalid(field+".minor", "%d is not a minor number", *d.Minor)
-		}
-	}
-	if m := r.Memory; m != nil {
-		for _, f := range []struct {
-			name  string
-			value *int64
-		}{{"limit", m.Limit}, {"reservation", m.Reservation}, {"swap", m.Swap}} {
-			if f.value != nil && *f.value < -1 {
-				return c.invalid(at+"memory."+f.name, "%d is less than -1", *f.value)
-			}
-		}
-		if positive(m.Limit) && positive(m.Swap) && *m.Swap < *m.Limit {
-			return c.invalid(at+"memory.swap", "%d is less than the memory limit %d", *m.Swap, *m.Limit)
-		}
-	}
-	if cpu := r.CPU; cpu != nil {
-		// The bounds are the kernel's.
-		if cpu.Period != nil && *cpu.Period != 0 && (*cpu.Period < 1000 || *cpu.Period > 1_000_000) {
-			return c.invalid(at+"cpu.period", "%d is not between 1000 and 1000000 µs", *cpu.Period)
-		}
-		if positive(cpu.Quota) && *cpu.Quota < 1000 {
-			return c.invalid(at+"cpu.quota", "%d is less than 1000 µs", *cpu.Quota)
-		}
-	}
-	return nil
-}
-
-func positive(n *int64) bool { return n != nil && *n > 0 }

@@ -36,7 +36,8 @@ const (
 	otherPlatform = "is of another platform"
 	notYet        = "is not supported yet"
 	noNotify      = "is not supported: no process in the guest can ask an agent on the host"
-	noCgroup      = "this resource control is not supported yet"
+	noV2          = "does not exist in cgroup v2, which the guest has"
+	guestDevice   = "devices are the guest's"
 )
 
 var fields = []Field{
@@ -90,27 +91,36 @@ var fields = []Field{
 	{Path: "linux.resources.memory.limit", Support: Honoured},
 	{Path: "linux.resources.memory.reservation", Support: Honoured},
 	{Path: "linux.resources.memory.swap", Support: Honoured},
-	{Path: "linux.resources.memory.kernel", Support: Refused, Note: noCgroup, zeroIsUnset: true},
-	{Path: "linux.resources.memory.kernelTCP", Support: Refused, Note: noCgroup, zeroIsUnset: true},
-	{Path: "linux.resources.memory.swappiness", Support: Refused, Note: noCgroup},
-	{Path: "linux.resources.memory.disableOOMKiller", Support: Refused, Note: noCgroup, zeroIsUnset: true},
-	{Path: "linux.resources.memory.useHierarchy", Support: Refused, Note: noCgroup, zeroIsUnset: true},
-	{Path: "linux.resources.memory.checkBeforeUpdate", Support: Refused, Note: noCgroup, zeroIsUnset: true},
+	{Path: "linux.resources.memory.kernel", Support: Ignored, Note: noV2, zeroIsUnset: true},
+	{Path: "linux.resources.memory.kernelTCP", Support: Ignored, Note: noV2, zeroIsUnset: true},
+	{Path: "linux.resources.memory.swappiness", Support: Ignored, Note: noV2},
+	{Path: "linux.resources.memory.disableOOMKiller", Support: Ignored, Note: noV2, zeroIsUnset: true},
+	{Path: "linux.resources.memory.useHierarchy", Support: Ignored, Note: "is always so with the guest's cgroup v2", zeroIsUnset: true},
+	{Path: "linux.resources.memory.checkBeforeUpdate", Support: Honoured},
 	{Path: "linux.resources.cpu.shares", Support: Honoured},
 	{Path: "linux.resources.cpu.quota", Support: Honoured},
 	{Path: "linux.resources.cpu.period", Support: Honoured},
-	{Path: "linux.resources.cpu.burst", Support: Refused, Note: noCgroup, zeroIsUnset: true},
-	{Path: "linux.resources.cpu.realtimeRuntime", Support: Refused, Note: noCgroup, zeroIsUnset: true},
-	{Path: "linux.resources.cpu.realtimePeriod", Support: Refused, Note: noCgroup, zeroIsUnset: true},
-	{Path: "linux.resources.cpu.cpus", Support: Refused, Note: noCgroup},
-	{Path: "linux.resources.cpu.mems", Support: Refused, Note: noCgroup},
-	{Path: "linux.resources.cpu.idle", Support: Refused, Note: noCgroup, zeroIsUnset: true},
+	{Path: "linux.resources.cpu.burst", Support: Honoured},
+	{Path: "linux.resources.cpu.realtimeRuntime", Support: Ignored, Note: noV2, zeroIsUnset: true},
+	{Path: "linux.resources.cpu.realtimePeriod", Support: Ignored, Note: noV2, zeroIsUnset: true},
+	{Path: "linux.resources.cpu.cpus", Support: Honoured, Note: "processors of the VM"},
+	{Path: "linux.resources.cpu.mems", Support: Honoured, Note: "memory nodes of the VM"},
+	{Path: "linux.resources.cpu.idle", Support: Honoured},
 	{Path: "linux.resources.pids.limit", Support: Honoured},
-	{Path: "linux.resources.blockIO", Support: Refused, Note: noCgroup, zeroIsUnset: true},
-	{Path: "linux.resources.hugepageLimits", Support: Refused, Note: noCgroup},
-	{Path: "linux.resources.network", Support: Refused, Note: noCgroup, zeroIsUnset: true},
-	{Path: "linux.resources.rdma", Support: Refused, Note: noCgroup},
-	{Path: "linux.resources.unified", Support: Refused, Note: noCgroup},
+	{Path: "linux.resources.blockIO.weight", Support: Honoured},
+	{Path: "linux.resources.blockIO.leafWeight", Support: Ignored, Note: noV2, zeroIsUnset: true},
+	{Path: "linux.resources.blockIO.weightDevice[].major", Support: Honoured, Note: guestDevice},
+	{Path: "linux.resources.blockIO.weightDevice[].minor", Support: Honoured},
+	{Path: "linux.resources.blockIO.weightDevice[].weight", Support: Honoured},
+	{Path: "linux.resources.blockIO.weightDevice[].leafWeight", Support: Ignored, Note: noV2, zeroIsUnset: true},
+	{Path: "linux.resources.blockIO.throttleReadBpsDevice", Support: Honoured, Note: guestDevice},
+	{Path: "linux.resources.blockIO.throttleWriteBpsDevice", Support: Honoured, Note: guestDevice},
+	{Path: "linux.resources.blockIO.throttleReadIOPSDevice", Support: Honoured, Note: guestDevice},
+	{Path: "linux.resources.blockIO.throttleWriteIOPSDevice", Support: Honoured, Note: guestDevice},
+	{Path: "linux.resources.hugepageLimits", Support: Honoured},
+	{Path: "linux.resources.network", Support: Ignored, Note: noV2, zeroIsUnset: true},
+	{Path: "linux.resources.rdma", Support: Honoured, Note: guestDevice},
+	{Path: "linux.resources.unified", Support: Honoured, Note: "files of controllers, cgroup.max.depth, cgroup.max.descendants"},
 	{Path: "linux.cgroupsPath", Support: Ignored, Note: "names a cgroup of the host; the container's is the guest's"},
 	{Path: "linux.namespaces[].type", Support: Honoured, Note: "pid, ipc, uts, mount, cgroup, network"},
 	{Path: "linux.namespaces[].path", Support: Refused, Note: "joining a namespace " + notYet},
@@ -170,6 +180,12 @@ func (c *checker) apply(v reflect.Value, pattern, path string) error {
 	case reflect.Struct:
 		for f, value := range v.Fields() {
 			name := jsonName(f)
+			if f.Anonymous && name == "" { // its fields are those of the struct around it
+				if err := c.apply(value, pattern, path); err != nil {
+					return err
+				}
+				continue
+			}
 			if err := c.apply(value, join(pattern, name), join(path, name)); err != nil {
 				return err
 			}

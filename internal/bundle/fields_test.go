@@ -35,6 +35,10 @@ func TestTableIsComplete(t *testing.T) {
 		case reflect.Struct:
 			for f := range typ.Fields() {
 				name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+				if f.Anonymous && name == "" {
+					walk(f.Type, path)
+					continue
+				}
 				walk(f.Type, strings.TrimPrefix(path+"."+name, "."))
 			}
 		default:

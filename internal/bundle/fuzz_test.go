@@ -15,6 +15,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(encode(f, bundle.DefaultSpec()))
 	f.Add(with(f, "mounts[7]", `{"destination":"x","type":"none","source":"a","options":["rbind","ro"]}`))
 	f.Add(with(f, "linux.resources", `{"cpu":{"quota":1},"memory":{"limit":1},"unified":{}}`))
+	f.Add(with(f, "linux.resources", `{"blockIO":{"weight":10,"weightDevice":[{"major":8,"minor":0,"leafWeight":1}]},"network":{"classID":1}}`))
 	f.Add(with(f, "process.capabilities", `{"bounding":["CAP_FLY","<\u2028>"]}`))
 	f.Add([]byte(`{"ociVersion":"1.0.0"`))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -52,5 +53,21 @@ func FuzzParseProcess(f *testing.F) {
 		}
 		_, err = bundle.ParseProcess(out)
 		assert.NilError(t, err)
+	})
+}
+
+// What ParseResources accepts, it accepts again when it is written down, and asks for as large a VM.
+func FuzzParseResources(f *testing.F) {
+	f.Add([]byte(`{"cpu":{"quota":200000,"period":100000,"cpus":"0-1,4","burst":1},"memory":{"limit":-1,"swap":5},"pids":{"limit":0}}`))
+	f.Add([]byte(`{"blockIO":{"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1}]},"hugepageLimits":[{"pageSize":"2MB","limit":1}]}`))
+	f.Add([]byte(`{"unified":{"io.max":"8:0 rbps=1\n8:1 wbps=1"},"rdma":{"mlx":{"hcaObjects":1}},"devices":[{"allow":true}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, _, err := bundle.ParseResources(data)
+		if err != nil {
+			return
+		}
+		again, _, err := bundle.ParseResources(encode(t, r))
+		assert.NilError(t, err)
+		assert.Equal(t, bundle.SizeOf(again), bundle.SizeOf(r))
 	})
 }

@@ -76,6 +76,19 @@ func GuestProcess(p *specs.Process) ([]byte, error) {
 	return data, nil
 }
 
+// GuestResources translates checked resources for the guest, as JSON.
+func GuestResources(r *specs.LinuxResources) ([]byte, error) {
+	data, err := marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("translate resources: %w", err)
+	}
+	if len(data) > maxGuest {
+		return nil, errdefs.ErrInvalidArgument.WithMessage(
+			fmt.Sprintf("resources: %d bytes for the guest are more than %d", len(data), maxGuest))
+	}
+	return data, nil
+}
+
 // guestProcess is a copy without what was warned of as ignored.
 func guestProcess(p *specs.Process) *specs.Process {
 	q := *p

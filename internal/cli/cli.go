@@ -118,6 +118,7 @@ func (a *app) commands() []*urfave.Command {
 		a.deleteCommand(),
 		a.pauseCommand(),
 		a.resumeCommand(),
+		a.updateCommand(),
 		a.stateCommand(),
 		a.listCommand(),
 		a.eventsCommand(),
@@ -129,7 +130,6 @@ func (a *app) commands() []*urfave.Command {
 		a.doctorCommand(),
 		a.configCommand(),
 		a.helpCommand(),
-		a.refusedCommand("update", "resources of a running container cannot be changed"),
 		a.refusedCommand("checkpoint", "containers cannot be checkpointed"),
 		a.refusedCommand("restore", "containers cannot be restored"),
 	}

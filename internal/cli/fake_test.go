@@ -273,6 +273,20 @@ func (f *fakeSupervisor) List(context.Context, *supervisorv1.ListRequest) (*supe
 	}}, nil
 }
 
+// Update refuses pids, and tells what it was asked.
+func (f *fakeSupervisor) Update(_ context.Context, req *supervisorv1.UpdateRequest) (*supervisorv1.UpdateResponse, error) {
+	r, warnings, err := bundle.ParseResources(req.GetResources())
+	if err != nil {
+		return nil, err
+	}
+	if r.Pids != nil {
+		return nil, rpcerror.New(errdefs.ErrInvalidArgument, "pids.limit: no")
+	}
+	return &supervisorv1.UpdateResponse{
+		InEffect: map[string]string{"asked": string(req.GetResources())}, Vcpus: 2, MemoryBytes: 3 << 20, Warnings: warnings,
+	}, nil
+}
+
 func (f *fakeSupervisor) Stats(context.Context, *supervisorv1.StatsRequest) (*supervisorv1.StatsResponse, error) {
 	return &supervisorv1.StatsResponse{CpuUsageNanos: 7, MemoryUsageBytes: 8, PidsCurrent: 2}, nil
 }

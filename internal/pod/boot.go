@@ -5,15 +5,19 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
+	"runtime"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	agentv1 "runv/api/agent/v1"
 	"runv/internal/agentclient"
+	"runv/internal/bundle"
 	"runv/internal/factory"
 	"runv/internal/hypervisor"
 	"runv/internal/state"
@@ -45,17 +49,29 @@ type size struct {
 	memory int64 // bytes
 }
 
-// sizeFor turns the limits of a container (0: none) into the VM's size.
-func (p *Pod) sizeFor(vcpus int, memory int64) size {
+// sizeFor turns the limits of a container into the VM's size. Numbers in a cpuset that the host
+// has no processors for make no vCPUs: under runc they would be an error, which the guest makes of them here.
+func (p *Pod) sizeFor(asked bundle.Size) size {
 	s := size{vcpus: p.cfg.DefaultVCPUs, memory: p.cfg.DefaultMemory}
-	if vcpus > 0 {
-		s.vcpus = vcpus
+	if asked.QuotaCPUs > 0 {
+		s.vcpus = asked.QuotaCPUs
 	}
-	if memory > 0 {
-		const mib = 1 << 20
-		s.memory = (memory + OverheadBytes + mib - 1) / mib * mib
+	s.vcpus = max(s.vcpus, min(asked.SetCPUs, runtime.NumCPU()))
+	if asked.MemoryBytes > 0 {
+		s.memory = sizeForLimit(asked.MemoryBytes)
 	}
 	return s
+}
+
+// sizeForLimit is how much memory a VM needs for a memory limit, in bytes: no more than the
+// host has, whatever the limit.
+func sizeForLimit(limit int64) int64 {
+	const mib = 1 << 20
+	var si unix.Sysinfo_t
+	if unix.Sysinfo(&si) == nil {
+		limit = min(limit, int64(si.Totalram)*int64(si.Unit))
+	}
+	return (min(limit, math.MaxInt64/2) + OverheadBytes + mib - 1) / mib * mib
 }
 
 // startBoot begins the boot of the VM. On the pod's goroutine.
@@ -182,6 +198,14 @@ func printable(s string) string {
 		}
 		return r
 	}, s[:min(len(s), 128)])
+}
+
+// visible drops what is neither a visible character nor the end of a line.
+func visible(r rune) rune {
+	if r == utf8.RuneError || r != '\n' && !unicode.IsPrint(r) {
+		return -1
+	}
+	return r
 }
 
 // watchVM waits for the ends of what the pod cannot live without.

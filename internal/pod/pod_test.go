@@ -32,6 +32,7 @@ import (
 	"runv/internal/hypervisor/fake"
 	"runv/internal/journal"
 	"runv/internal/pod"
+	"runv/internal/rpcerror"
 	"runv/internal/standin"
 	"runv/internal/state"
 	"runv/internal/storage"
@@ -53,6 +54,7 @@ type agent struct {
 	signals chan uint32
 	// What the next calls do; nil: succeed.
 	create, start, exec func() error
+	update              func(*agentv1.UpdateRequest) (*agentv1.UpdateResponse, error)
 	shutdown            func()
 }
 
@@ -200,6 +202,13 @@ func (a *agent) Pause(context.Context, *agentv1.PauseRequest) (*agentv1.PauseRes
 
 func (a *agent) Resume(context.Context, *agentv1.ResumeRequest) (*agentv1.ResumeResponse, error) {
 	return &agentv1.ResumeResponse{}, nil
+}
+
+func (a *agent) Update(_ context.Context, r *agentv1.UpdateRequest) (*agentv1.UpdateResponse, error) {
+	if a.update != nil {
+		return a.update(r)
+	}
+	return &agentv1.UpdateResponse{}, nil
 }
 
 func (a *agent) Stats(context.Context, *agentv1.StatsRequest) (*agentv1.StatsResponse, error) {
@@ -772,4 +781,40 @@ func TestUnknownNames(t *testing.T) {
 	assert.ErrorIs(t, w.pod.Signal(t.Context(), "web", "", 99, false), errdefs.ErrInvalidArgument)
 	assert.NilError(t, w.pod.Shutdown(t.Context()))
 	assert.NilError(t, w.pod.Shutdown(t.Context()))
+}
+
+func TestUpdate(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	asked := make(chan string, 1)
+	w.agent.update = func(r *agentv1.UpdateRequest) (*agentv1.UpdateResponse, error) {
+		asked <- string(r.Resources)
+		// A hostile guest's idea of limits.
+		answer := map[string]string{"memory.max": "4096", "io.max": "8:0 a\n8:1 b\x1b[2J", "long": strings.Repeat("x", 1<<20)}
+		for i := range 1000 {
+			answer[strings.Repeat("y", i)] = ""
+		}
+		return &agentv1.UpdateResponse{InEffect: answer}, nil
+	}
+	res, err := w.pod.Update(t.Context(), "web", []byte(`{"memory":{"limit":4096,"swappiness":1},"future":1}`))
+	assert.NilError(t, err)
+	assert.Equal(t, <-asked, `{"memory":{"limit":4096,"swappiness":1}}`)
+	assert.Assert(t, len(res.InEffect) <= 256)
+	for _, value := range res.InEffect {
+		assert.Assert(t, len(value) <= 4096 && !strings.ContainsRune(value, '\x1b'))
+	}
+	assert.Equal(t, res.MemoryBytes, int64(512<<20))
+	assert.Equal(t, len(res.Warnings), 2, "%q", res.Warnings)
+
+	_, err = w.pod.Update(t.Context(), "web", []byte(`{"cpu":{"quota":1}}`))
+	assert.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	assert.ErrorContains(t, err, "cpu.quota")
+	w.agent.update = func(*agentv1.UpdateRequest) (*agentv1.UpdateResponse, error) {
+		return nil, rpcerror.ToStatus(rpcerror.New(errdefs.ErrInvalidArgument, "pids.limit: no"))
+	}
+	_, err = w.pod.Update(t.Context(), "web", []byte(`{"pids":{"limit":1}}`))
+	assert.ErrorContains(t, err, "pids.limit: no")
+	_, err = w.pod.Update(t.Context(), "none", []byte(`{}`))
+	assert.ErrorIs(t, err, errdefs.ErrNotFound)
 }

@@ -19,6 +19,7 @@ const (
 	verbSignal      verb = "signal"
 	verbPause       verb = "pause"
 	verbResume      verb = "resume"
+	verbUpdate      verb = "update"
 	verbInspect     verb = "inspect" // stats, processes
 	verbDelete      verb = "delete"
 	verbForceDelete verb = "force delete"
@@ -54,6 +55,10 @@ var denials = map[verb]map[state.Status]string{
 		state.Created:  "container not paused",
 		state.Running:  "container not paused",
 		state.Stopped:  "container not paused",
+	},
+	verbUpdate: {
+		state.Creating: "container not running",
+		state.Stopped:  "container not running",
 	},
 	verbInspect: {
 		state.Creating: "container not running",

@@ -80,6 +80,7 @@ func TestPolicyAnswersForEachVerbAndStatus(t *testing.T) {
 		verbSignal:      {state.Created, state.Running, state.Paused},
 		verbPause:       {state.Running},
 		verbResume:      {state.Paused},
+		verbUpdate:      {state.Created, state.Running, state.Paused},
 		verbInspect:     {state.Created, state.Running, state.Paused},
 		verbDelete:      {state.Created, state.Stopped},
 		verbForceDelete: containerStates,

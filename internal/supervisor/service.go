@@ -130,6 +130,16 @@ func (s *containersService) Resume(ctx context.Context, req *supervisorv1.Resume
 	return &supervisorv1.ResumeResponse{}, s.pod.Resume(ctx, req.Id)
 }
 
+func (s *containersService) Update(ctx context.Context, req *supervisorv1.UpdateRequest) (*supervisorv1.UpdateResponse, error) {
+	res, err := s.pod.Update(ctx, req.Id, req.Resources)
+	if err != nil {
+		return nil, err
+	}
+	return &supervisorv1.UpdateResponse{
+		InEffect: res.InEffect, Vcpus: uint32(res.VCPUs), MemoryBytes: uint64(res.MemoryBytes), Warnings: res.Warnings,
+	}, nil
+}
+
 func (s *containersService) Stats(ctx context.Context, req *supervisorv1.StatsRequest) (*supervisorv1.StatsResponse, error) {
 	st, err := s.pod.Stats(ctx, req.Id)
 	if err != nil {

@@ -1216,6 +1216,106 @@ func (*ResumeResponse) Descriptor() ([]byte, []int) {
 	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
+type UpdateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// OCI runtime-spec linux.resources as JSON, at most 3 MiB. What it does not
+	// have stays as it is, and so do the rules on devices.
+	Resources     []byte `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateRequest) Reset() {
+	*x = UpdateRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateRequest) ProtoMessage() {}
+
+func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
+func (*UpdateRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *UpdateRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *UpdateRequest) GetResources() []byte {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+type UpdateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The limits that the kernel has now, by file of the container's cgroup such
+	// as "memory.max".
+	InEffect      map[string]string `protobuf:"bytes,1,rep,name=in_effect,json=inEffect,proto3" json:"in_effect,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateResponse) Reset() {
+	*x = UpdateResponse{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateResponse) ProtoMessage() {}
+
+func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
+func (*UpdateResponse) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *UpdateResponse) GetInEffect() map[string]string {
+	if x != nil {
+		return x.InEffect
+	}
+	return nil
+}
+
 type StatsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1225,7 +1325,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1337,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1350,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -1280,7 +1380,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1392,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1405,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StatsResponse) GetCpuUsageNanos() uint64 {
@@ -1401,7 +1501,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1513,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1526,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProcessesRequest) GetId() string {
@@ -1453,7 +1553,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +1565,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,7 +1578,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1553,7 +1653,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1665,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1678,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1600,7 +1700,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1712,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1725,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExecRequest) GetContainerId() string {
@@ -1665,7 +1765,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +1777,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +1790,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ExecResponse) GetPid() uint32 {
@@ -1712,7 +1812,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1824,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1837,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SignalRequest) GetContainerId() string {
@@ -1776,7 +1876,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +1888,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +1901,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type ResizeRequest struct {
@@ -1816,7 +1916,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +1928,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +1941,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ResizeRequest) GetContainerId() string {
@@ -1880,7 +1980,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +1992,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +2005,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -1976,7 +2076,15 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\rPauseResponse\"\x1f\n" +
 	"\rResumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x10\n" +
-	"\x0eResumeResponse\"\x1e\n" +
+	"\x0eResumeResponse\"=\n" +
+	"\rUpdateRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
+	"\tresources\x18\x02 \x01(\fR\tresources\"\x97\x01\n" +
+	"\x0eUpdateResponse\x12H\n" +
+	"\tin_effect\x18\x01 \x03(\v2+.runv.agent.v1.UpdateResponse.InEffectEntryR\binEffect\x1a;\n" +
+	"\rInEffectEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x1e\n" +
 	"\fStatsRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xeb\x04\n" +
 	"\rStatsResponse\x12&\n" +
@@ -2036,14 +2144,15 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x04Info\x12\x1a.runv.agent.v1.InfoRequest\x1a\x1b.runv.agent.v1.InfoResponse\x12N\n" +
 	"\tConfigure\x12\x1f.runv.agent.v1.ConfigureRequest\x1a .runv.agent.v1.ConfigureResponse\x12>\n" +
 	"\x06Events\x12\x1c.runv.agent.v1.EventsRequest\x1a\x14.runv.agent.v1.Event0\x01\x12K\n" +
-	"\bShutdown\x12\x1e.runv.agent.v1.ShutdownRequest\x1a\x1f.runv.agent.v1.ShutdownResponse2\xfd\x03\n" +
+	"\bShutdown\x12\x1e.runv.agent.v1.ShutdownRequest\x1a\x1f.runv.agent.v1.ShutdownResponse2\xc4\x04\n" +
 	"\n" +
 	"Containers\x12E\n" +
 	"\x06Create\x12\x1c.runv.agent.v1.CreateRequest\x1a\x1d.runv.agent.v1.CreateResponse\x12B\n" +
 	"\x05Start\x12\x1b.runv.agent.v1.StartRequest\x1a\x1c.runv.agent.v1.StartResponse\x12E\n" +
 	"\x06Delete\x12\x1c.runv.agent.v1.DeleteRequest\x1a\x1d.runv.agent.v1.DeleteResponse\x12B\n" +
 	"\x05Pause\x12\x1b.runv.agent.v1.PauseRequest\x1a\x1c.runv.agent.v1.PauseResponse\x12E\n" +
-	"\x06Resume\x12\x1c.runv.agent.v1.ResumeRequest\x1a\x1d.runv.agent.v1.ResumeResponse\x12B\n" +
+	"\x06Resume\x12\x1c.runv.agent.v1.ResumeRequest\x1a\x1d.runv.agent.v1.ResumeResponse\x12E\n" +
+	"\x06Update\x12\x1c.runv.agent.v1.UpdateRequest\x1a\x1d.runv.agent.v1.UpdateResponse\x12B\n" +
 	"\x05Stats\x12\x1b.runv.agent.v1.StatsRequest\x1a\x1c.runv.agent.v1.StatsResponse\x12N\n" +
 	"\tProcesses\x12\x1f.runv.agent.v1.ProcessesRequest\x1a .runv.agent.v1.ProcessesResponse2\xda\x01\n" +
 	"\tProcesses\x12?\n" +
@@ -2063,7 +2172,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*InfoRequest)(nil),       // 0: runv.agent.v1.InfoRequest
 	(*InfoResponse)(nil),      // 1: runv.agent.v1.InfoResponse
@@ -2088,63 +2197,69 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*PauseResponse)(nil),     // 20: runv.agent.v1.PauseResponse
 	(*ResumeRequest)(nil),     // 21: runv.agent.v1.ResumeRequest
 	(*ResumeResponse)(nil),    // 22: runv.agent.v1.ResumeResponse
-	(*StatsRequest)(nil),      // 23: runv.agent.v1.StatsRequest
-	(*StatsResponse)(nil),     // 24: runv.agent.v1.StatsResponse
-	(*ProcessesRequest)(nil),  // 25: runv.agent.v1.ProcessesRequest
-	(*Process)(nil),           // 26: runv.agent.v1.Process
-	(*ProcessesResponse)(nil), // 27: runv.agent.v1.ProcessesResponse
-	(*ExecRequest)(nil),       // 28: runv.agent.v1.ExecRequest
-	(*ExecResponse)(nil),      // 29: runv.agent.v1.ExecResponse
-	(*SignalRequest)(nil),     // 30: runv.agent.v1.SignalRequest
-	(*SignalResponse)(nil),    // 31: runv.agent.v1.SignalResponse
-	(*ResizeRequest)(nil),     // 32: runv.agent.v1.ResizeRequest
-	(*ResizeResponse)(nil),    // 33: runv.agent.v1.ResizeResponse
-	nil,                       // 34: runv.agent.v1.InfoResponse.BootMsEntry
-	nil,                       // 35: runv.agent.v1.StatsResponse.MemoryStatEntry
+	(*UpdateRequest)(nil),     // 23: runv.agent.v1.UpdateRequest
+	(*UpdateResponse)(nil),    // 24: runv.agent.v1.UpdateResponse
+	(*StatsRequest)(nil),      // 25: runv.agent.v1.StatsRequest
+	(*StatsResponse)(nil),     // 26: runv.agent.v1.StatsResponse
+	(*ProcessesRequest)(nil),  // 27: runv.agent.v1.ProcessesRequest
+	(*Process)(nil),           // 28: runv.agent.v1.Process
+	(*ProcessesResponse)(nil), // 29: runv.agent.v1.ProcessesResponse
+	(*ExecRequest)(nil),       // 30: runv.agent.v1.ExecRequest
+	(*ExecResponse)(nil),      // 31: runv.agent.v1.ExecResponse
+	(*SignalRequest)(nil),     // 32: runv.agent.v1.SignalRequest
+	(*SignalResponse)(nil),    // 33: runv.agent.v1.SignalResponse
+	(*ResizeRequest)(nil),     // 34: runv.agent.v1.ResizeRequest
+	(*ResizeResponse)(nil),    // 35: runv.agent.v1.ResizeResponse
+	nil,                       // 36: runv.agent.v1.InfoResponse.BootMsEntry
+	nil,                       // 37: runv.agent.v1.UpdateResponse.InEffectEntry
+	nil,                       // 38: runv.agent.v1.StatsResponse.MemoryStatEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
-	34, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
+	36, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
 	6,  // 1: runv.agent.v1.Event.exit:type_name -> runv.agent.v1.Exit
 	7,  // 2: runv.agent.v1.Event.drained:type_name -> runv.agent.v1.Drained
 	8,  // 3: runv.agent.v1.Event.oom:type_name -> runv.agent.v1.OOM
 	11, // 4: runv.agent.v1.CreateRequest.stdio:type_name -> runv.agent.v1.Stdio
 	13, // 5: runv.agent.v1.CreateRequest.seccomp:type_name -> runv.agent.v1.Seccomp
-	35, // 6: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
-	26, // 7: runv.agent.v1.ProcessesResponse.processes:type_name -> runv.agent.v1.Process
-	11, // 8: runv.agent.v1.ExecRequest.stdio:type_name -> runv.agent.v1.Stdio
-	0,  // 9: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
-	2,  // 10: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
-	4,  // 11: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
-	9,  // 12: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
-	12, // 13: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
-	15, // 14: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
-	17, // 15: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
-	19, // 16: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
-	21, // 17: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
-	23, // 18: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
-	25, // 19: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
-	28, // 20: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
-	30, // 21: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
-	32, // 22: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
-	1,  // 23: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
-	3,  // 24: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
-	5,  // 25: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
-	10, // 26: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
-	14, // 27: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
-	16, // 28: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
-	18, // 29: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
-	20, // 30: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
-	22, // 31: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
-	24, // 32: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
-	27, // 33: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
-	29, // 34: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
-	31, // 35: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
-	33, // 36: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
-	23, // [23:37] is the sub-list for method output_type
-	9,  // [9:23] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	37, // 6: runv.agent.v1.UpdateResponse.in_effect:type_name -> runv.agent.v1.UpdateResponse.InEffectEntry
+	38, // 7: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
+	28, // 8: runv.agent.v1.ProcessesResponse.processes:type_name -> runv.agent.v1.Process
+	11, // 9: runv.agent.v1.ExecRequest.stdio:type_name -> runv.agent.v1.Stdio
+	0,  // 10: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
+	2,  // 11: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
+	4,  // 12: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
+	9,  // 13: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
+	12, // 14: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
+	15, // 15: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
+	17, // 16: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
+	19, // 17: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
+	21, // 18: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
+	23, // 19: runv.agent.v1.Containers.Update:input_type -> runv.agent.v1.UpdateRequest
+	25, // 20: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
+	27, // 21: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
+	30, // 22: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
+	32, // 23: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
+	34, // 24: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
+	1,  // 25: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
+	3,  // 26: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
+	5,  // 27: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
+	10, // 28: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
+	14, // 29: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
+	16, // 30: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
+	18, // 31: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
+	20, // 32: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
+	22, // 33: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
+	24, // 34: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
+	26, // 35: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
+	29, // 36: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
+	31, // 37: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
+	33, // 38: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
+	35, // 39: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
+	25, // [25:40] is the sub-list for method output_type
+	10, // [10:25] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -2163,7 +2278,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -144,6 +144,7 @@ type ContainersService interface {
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 	Pause(context.Context, *PauseRequest) (*PauseResponse, error)
 	Resume(context.Context, *ResumeRequest) (*ResumeResponse, error)
+	Update(context.Context, *UpdateRequest) (*UpdateResponse, error)
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
 	Processes(context.Context, *ProcessesRequest) (*ProcessesResponse, error)
 }
@@ -185,6 +186,13 @@ func RegisterContainersService(srv *ttrpc.Server, svc ContainersService) {
 					return nil, err
 				}
 				return svc.Resume(ctx, &req)
+			},
+			"Update": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req UpdateRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Update(ctx, &req)
 			},
 			"Stats": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req StatsRequest
@@ -249,6 +257,14 @@ func (c *containersClient) Pause(ctx context.Context, req *PauseRequest) (*Pause
 func (c *containersClient) Resume(ctx context.Context, req *ResumeRequest) (*ResumeResponse, error) {
 	var resp ResumeResponse
 	if err := c.client.Call(ctx, "runv.agent.v1.Containers", "Resume", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *containersClient) Update(ctx context.Context, req *UpdateRequest) (*UpdateResponse, error) {
+	var resp UpdateResponse
+	if err := c.client.Call(ctx, "runv.agent.v1.Containers", "Update", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -932,6 +932,128 @@ func (*ResumeResponse) Descriptor() ([]byte, []int) {
 	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{17}
 }
 
+type UpdateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Resources     []byte                 `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"` // OCI runtime-spec linux.resources as JSON; what it does not have stays as it is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateRequest) Reset() {
+	*x = UpdateRequest{}
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateRequest) ProtoMessage() {}
+
+func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
+func (*UpdateRequest) Descriptor() ([]byte, []int) {
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *UpdateRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *UpdateRequest) GetResources() []byte {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+type UpdateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The limits that the guest's kernel has now, by file of the container's
+	// cgroup such as "memory.max".
+	InEffect      map[string]string `protobuf:"bytes,1,rep,name=in_effect,json=inEffect,proto3" json:"in_effect,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Vcpus         uint32            `protobuf:"varint,2,opt,name=vcpus,proto3" json:"vcpus,omitempty"`                                // of the VM now
+	MemoryBytes   uint64            `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // of the VM now
+	Warnings      []string          `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`                           // what was ignored, or is not as it was asked for, each in a line
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateResponse) Reset() {
+	*x = UpdateResponse{}
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateResponse) ProtoMessage() {}
+
+func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
+func (*UpdateResponse) Descriptor() ([]byte, []int) {
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *UpdateResponse) GetInEffect() map[string]string {
+	if x != nil {
+		return x.InEffect
+	}
+	return nil
+}
+
+func (x *UpdateResponse) GetVcpus() uint32 {
+	if x != nil {
+		return x.Vcpus
+	}
+	return 0
+}
+
+func (x *UpdateResponse) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *UpdateResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 type StatsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -941,7 +1063,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[18]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1075,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[18]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1088,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{18}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -996,7 +1118,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[19]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1130,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[19]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1143,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{19}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StatsResponse) GetCpuUsageNanos() uint64 {
@@ -1120,7 +1242,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[20]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1132,7 +1254,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[20]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1145,7 +1267,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{20}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecRequest) GetContainerId() string {
@@ -1186,7 +1308,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[21]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1320,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[21]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1333,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{21}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExecResponse) GetExecId() string {
@@ -1240,7 +1362,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[22]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1374,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[22]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1387,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{22}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SignalRequest) GetContainerId() string {
@@ -1304,7 +1426,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[23]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1316,7 +1438,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[23]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1329,7 +1451,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{23}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{25}
 }
 
 type ResizeRequest struct {
@@ -1344,7 +1466,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[24]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1478,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[24]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1491,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{24}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ResizeRequest) GetContainerId() string {
@@ -1408,7 +1530,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[25]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1420,7 +1542,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[25]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1433,7 +1555,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{25}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{27}
 }
 
 type CloseStdinRequest struct {
@@ -1446,7 +1568,7 @@ type CloseStdinRequest struct {
 
 func (x *CloseStdinRequest) Reset() {
 	*x = CloseStdinRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[26]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1458,7 +1580,7 @@ func (x *CloseStdinRequest) String() string {
 func (*CloseStdinRequest) ProtoMessage() {}
 
 func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[26]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1471,7 +1593,7 @@ func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinRequest.ProtoReflect.Descriptor instead.
 func (*CloseStdinRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{26}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CloseStdinRequest) GetContainerId() string {
@@ -1496,7 +1618,7 @@ type CloseStdinResponse struct {
 
 func (x *CloseStdinResponse) Reset() {
 	*x = CloseStdinResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[27]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1630,7 @@ func (x *CloseStdinResponse) String() string {
 func (*CloseStdinResponse) ProtoMessage() {}
 
 func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[27]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1643,7 @@ func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinResponse.ProtoReflect.Descriptor instead.
 func (*CloseStdinResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{27}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{29}
 }
 
 type WaitRequest struct {
@@ -1534,7 +1656,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[28]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1668,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[28]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1681,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{28}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WaitRequest) GetContainerId() string {
@@ -1586,7 +1708,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[29]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1720,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[29]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1733,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{29}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WaitResponse) GetStatus() uint32 {
@@ -1637,7 +1759,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[30]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1649,7 +1771,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[30]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1662,7 +1784,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{30}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListRequest) GetContainerId() string {
@@ -1689,7 +1811,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[31]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +1823,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[31]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +1836,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{31}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1789,7 +1911,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[32]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1923,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[32]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1936,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{32}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListResponse) GetProcesses() []*Process {
@@ -1878,7 +2000,18 @@ const file_api_supervisor_v1_supervisor_proto_rawDesc = "" +
 	"\rPauseResponse\"\x1f\n" +
 	"\rResumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x10\n" +
-	"\x0eResumeResponse\"\x1e\n" +
+	"\x0eResumeResponse\"=\n" +
+	"\rUpdateRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
+	"\tresources\x18\x02 \x01(\fR\tresources\"\xf1\x01\n" +
+	"\x0eUpdateResponse\x12M\n" +
+	"\tin_effect\x18\x01 \x03(\v20.runv.supervisor.v1.UpdateResponse.InEffectEntryR\binEffect\x12\x14\n" +
+	"\x05vcpus\x18\x02 \x01(\rR\x05vcpus\x12!\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x04R\vmemoryBytes\x12\x1a\n" +
+	"\bwarnings\x18\x04 \x03(\tR\bwarnings\x1a;\n" +
+	"\rInEffectEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x1e\n" +
 	"\fStatsRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xf0\x04\n" +
 	"\rStatsResponse\x12&\n" +
@@ -1948,7 +2081,7 @@ const file_api_supervisor_v1_supervisor_proto_rawDesc = "" +
 	"\x03Pod\x12R\n" +
 	"\aVersion\x12\".runv.supervisor.v1.VersionRequest\x1a#.runv.supervisor.v1.VersionResponse\x12H\n" +
 	"\x06Events\x12!.runv.supervisor.v1.EventsRequest\x1a\x19.runv.supervisor.v1.Event0\x01\x12U\n" +
-	"\bShutdown\x12#.runv.supervisor.v1.ShutdownRequest\x1a$.runv.supervisor.v1.ShutdownResponse2\xb7\x04\n" +
+	"\bShutdown\x12#.runv.supervisor.v1.ShutdownRequest\x1a$.runv.supervisor.v1.ShutdownResponse2\x88\x05\n" +
 	"\n" +
 	"Containers\x12O\n" +
 	"\x06Create\x12!.runv.supervisor.v1.CreateRequest\x1a\".runv.supervisor.v1.CreateResponse\x12L\n" +
@@ -1956,7 +2089,8 @@ const file_api_supervisor_v1_supervisor_proto_rawDesc = "" +
 	"\x05State\x12 .runv.supervisor.v1.StateRequest\x1a!.runv.supervisor.v1.StateResponse\x12O\n" +
 	"\x06Delete\x12!.runv.supervisor.v1.DeleteRequest\x1a\".runv.supervisor.v1.DeleteResponse\x12L\n" +
 	"\x05Pause\x12 .runv.supervisor.v1.PauseRequest\x1a!.runv.supervisor.v1.PauseResponse\x12O\n" +
-	"\x06Resume\x12!.runv.supervisor.v1.ResumeRequest\x1a\".runv.supervisor.v1.ResumeResponse\x12L\n" +
+	"\x06Resume\x12!.runv.supervisor.v1.ResumeRequest\x1a\".runv.supervisor.v1.ResumeResponse\x12O\n" +
+	"\x06Update\x12!.runv.supervisor.v1.UpdateRequest\x1a\".runv.supervisor.v1.UpdateResponse\x12L\n" +
 	"\x05Stats\x12 .runv.supervisor.v1.StatsRequest\x1a!.runv.supervisor.v1.StatsResponse2\xeb\x03\n" +
 	"\tProcesses\x12I\n" +
 	"\x04Exec\x12\x1f.runv.supervisor.v1.ExecRequest\x1a .runv.supervisor.v1.ExecResponse\x12O\n" +
@@ -1979,7 +2113,7 @@ func file_api_supervisor_v1_supervisor_proto_rawDescGZIP() []byte {
 	return file_api_supervisor_v1_supervisor_proto_rawDescData
 }
 
-var file_api_supervisor_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_api_supervisor_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_api_supervisor_v1_supervisor_proto_goTypes = []any{
 	(*VersionRequest)(nil),     // 0: runv.supervisor.v1.VersionRequest
 	(*VersionResponse)(nil),    // 1: runv.supervisor.v1.VersionResponse
@@ -1999,63 +2133,69 @@ var file_api_supervisor_v1_supervisor_proto_goTypes = []any{
 	(*PauseResponse)(nil),      // 15: runv.supervisor.v1.PauseResponse
 	(*ResumeRequest)(nil),      // 16: runv.supervisor.v1.ResumeRequest
 	(*ResumeResponse)(nil),     // 17: runv.supervisor.v1.ResumeResponse
-	(*StatsRequest)(nil),       // 18: runv.supervisor.v1.StatsRequest
-	(*StatsResponse)(nil),      // 19: runv.supervisor.v1.StatsResponse
-	(*ExecRequest)(nil),        // 20: runv.supervisor.v1.ExecRequest
-	(*ExecResponse)(nil),       // 21: runv.supervisor.v1.ExecResponse
-	(*SignalRequest)(nil),      // 22: runv.supervisor.v1.SignalRequest
-	(*SignalResponse)(nil),     // 23: runv.supervisor.v1.SignalResponse
-	(*ResizeRequest)(nil),      // 24: runv.supervisor.v1.ResizeRequest
-	(*ResizeResponse)(nil),     // 25: runv.supervisor.v1.ResizeResponse
-	(*CloseStdinRequest)(nil),  // 26: runv.supervisor.v1.CloseStdinRequest
-	(*CloseStdinResponse)(nil), // 27: runv.supervisor.v1.CloseStdinResponse
-	(*WaitRequest)(nil),        // 28: runv.supervisor.v1.WaitRequest
-	(*WaitResponse)(nil),       // 29: runv.supervisor.v1.WaitResponse
-	(*ListRequest)(nil),        // 30: runv.supervisor.v1.ListRequest
-	(*Process)(nil),            // 31: runv.supervisor.v1.Process
-	(*ListResponse)(nil),       // 32: runv.supervisor.v1.ListResponse
-	nil,                        // 33: runv.supervisor.v1.StatsResponse.MemoryStatEntry
+	(*UpdateRequest)(nil),      // 18: runv.supervisor.v1.UpdateRequest
+	(*UpdateResponse)(nil),     // 19: runv.supervisor.v1.UpdateResponse
+	(*StatsRequest)(nil),       // 20: runv.supervisor.v1.StatsRequest
+	(*StatsResponse)(nil),      // 21: runv.supervisor.v1.StatsResponse
+	(*ExecRequest)(nil),        // 22: runv.supervisor.v1.ExecRequest
+	(*ExecResponse)(nil),       // 23: runv.supervisor.v1.ExecResponse
+	(*SignalRequest)(nil),      // 24: runv.supervisor.v1.SignalRequest
+	(*SignalResponse)(nil),     // 25: runv.supervisor.v1.SignalResponse
+	(*ResizeRequest)(nil),      // 26: runv.supervisor.v1.ResizeRequest
+	(*ResizeResponse)(nil),     // 27: runv.supervisor.v1.ResizeResponse
+	(*CloseStdinRequest)(nil),  // 28: runv.supervisor.v1.CloseStdinRequest
+	(*CloseStdinResponse)(nil), // 29: runv.supervisor.v1.CloseStdinResponse
+	(*WaitRequest)(nil),        // 30: runv.supervisor.v1.WaitRequest
+	(*WaitResponse)(nil),       // 31: runv.supervisor.v1.WaitResponse
+	(*ListRequest)(nil),        // 32: runv.supervisor.v1.ListRequest
+	(*Process)(nil),            // 33: runv.supervisor.v1.Process
+	(*ListResponse)(nil),       // 34: runv.supervisor.v1.ListResponse
+	nil,                        // 35: runv.supervisor.v1.UpdateResponse.InEffectEntry
+	nil,                        // 36: runv.supervisor.v1.StatsResponse.MemoryStatEntry
 }
 var file_api_supervisor_v1_supervisor_proto_depIdxs = []int32{
-	33, // 0: runv.supervisor.v1.StatsResponse.memory_stat:type_name -> runv.supervisor.v1.StatsResponse.MemoryStatEntry
-	31, // 1: runv.supervisor.v1.ListResponse.processes:type_name -> runv.supervisor.v1.Process
-	0,  // 2: runv.supervisor.v1.Pod.Version:input_type -> runv.supervisor.v1.VersionRequest
-	2,  // 3: runv.supervisor.v1.Pod.Events:input_type -> runv.supervisor.v1.EventsRequest
-	4,  // 4: runv.supervisor.v1.Pod.Shutdown:input_type -> runv.supervisor.v1.ShutdownRequest
-	6,  // 5: runv.supervisor.v1.Containers.Create:input_type -> runv.supervisor.v1.CreateRequest
-	8,  // 6: runv.supervisor.v1.Containers.Start:input_type -> runv.supervisor.v1.StartRequest
-	10, // 7: runv.supervisor.v1.Containers.State:input_type -> runv.supervisor.v1.StateRequest
-	12, // 8: runv.supervisor.v1.Containers.Delete:input_type -> runv.supervisor.v1.DeleteRequest
-	14, // 9: runv.supervisor.v1.Containers.Pause:input_type -> runv.supervisor.v1.PauseRequest
-	16, // 10: runv.supervisor.v1.Containers.Resume:input_type -> runv.supervisor.v1.ResumeRequest
-	18, // 11: runv.supervisor.v1.Containers.Stats:input_type -> runv.supervisor.v1.StatsRequest
-	20, // 12: runv.supervisor.v1.Processes.Exec:input_type -> runv.supervisor.v1.ExecRequest
-	22, // 13: runv.supervisor.v1.Processes.Signal:input_type -> runv.supervisor.v1.SignalRequest
-	24, // 14: runv.supervisor.v1.Processes.Resize:input_type -> runv.supervisor.v1.ResizeRequest
-	26, // 15: runv.supervisor.v1.Processes.CloseStdin:input_type -> runv.supervisor.v1.CloseStdinRequest
-	28, // 16: runv.supervisor.v1.Processes.Wait:input_type -> runv.supervisor.v1.WaitRequest
-	30, // 17: runv.supervisor.v1.Processes.List:input_type -> runv.supervisor.v1.ListRequest
-	1,  // 18: runv.supervisor.v1.Pod.Version:output_type -> runv.supervisor.v1.VersionResponse
-	3,  // 19: runv.supervisor.v1.Pod.Events:output_type -> runv.supervisor.v1.Event
-	5,  // 20: runv.supervisor.v1.Pod.Shutdown:output_type -> runv.supervisor.v1.ShutdownResponse
-	7,  // 21: runv.supervisor.v1.Containers.Create:output_type -> runv.supervisor.v1.CreateResponse
-	9,  // 22: runv.supervisor.v1.Containers.Start:output_type -> runv.supervisor.v1.StartResponse
-	11, // 23: runv.supervisor.v1.Containers.State:output_type -> runv.supervisor.v1.StateResponse
-	13, // 24: runv.supervisor.v1.Containers.Delete:output_type -> runv.supervisor.v1.DeleteResponse
-	15, // 25: runv.supervisor.v1.Containers.Pause:output_type -> runv.supervisor.v1.PauseResponse
-	17, // 26: runv.supervisor.v1.Containers.Resume:output_type -> runv.supervisor.v1.ResumeResponse
-	19, // 27: runv.supervisor.v1.Containers.Stats:output_type -> runv.supervisor.v1.StatsResponse
-	21, // 28: runv.supervisor.v1.Processes.Exec:output_type -> runv.supervisor.v1.ExecResponse
-	23, // 29: runv.supervisor.v1.Processes.Signal:output_type -> runv.supervisor.v1.SignalResponse
-	25, // 30: runv.supervisor.v1.Processes.Resize:output_type -> runv.supervisor.v1.ResizeResponse
-	27, // 31: runv.supervisor.v1.Processes.CloseStdin:output_type -> runv.supervisor.v1.CloseStdinResponse
-	29, // 32: runv.supervisor.v1.Processes.Wait:output_type -> runv.supervisor.v1.WaitResponse
-	32, // 33: runv.supervisor.v1.Processes.List:output_type -> runv.supervisor.v1.ListResponse
-	18, // [18:34] is the sub-list for method output_type
-	2,  // [2:18] is the sub-list for method input_type
-	2,  // [2:2] is the sub-list for extension type_name
-	2,  // [2:2] is the sub-list for extension extendee
-	0,  // [0:2] is the sub-list for field type_name
+	35, // 0: runv.supervisor.v1.UpdateResponse.in_effect:type_name -> runv.supervisor.v1.UpdateResponse.InEffectEntry
+	36, // 1: runv.supervisor.v1.StatsResponse.memory_stat:type_name -> runv.supervisor.v1.StatsResponse.MemoryStatEntry
+	33, // 2: runv.supervisor.v1.ListResponse.processes:type_name -> runv.supervisor.v1.Process
+	0,  // 3: runv.supervisor.v1.Pod.Version:input_type -> runv.supervisor.v1.VersionRequest
+	2,  // 4: runv.supervisor.v1.Pod.Events:input_type -> runv.supervisor.v1.EventsRequest
+	4,  // 5: runv.supervisor.v1.Pod.Shutdown:input_type -> runv.supervisor.v1.ShutdownRequest
+	6,  // 6: runv.supervisor.v1.Containers.Create:input_type -> runv.supervisor.v1.CreateRequest
+	8,  // 7: runv.supervisor.v1.Containers.Start:input_type -> runv.supervisor.v1.StartRequest
+	10, // 8: runv.supervisor.v1.Containers.State:input_type -> runv.supervisor.v1.StateRequest
+	12, // 9: runv.supervisor.v1.Containers.Delete:input_type -> runv.supervisor.v1.DeleteRequest
+	14, // 10: runv.supervisor.v1.Containers.Pause:input_type -> runv.supervisor.v1.PauseRequest
+	16, // 11: runv.supervisor.v1.Containers.Resume:input_type -> runv.supervisor.v1.ResumeRequest
+	18, // 12: runv.supervisor.v1.Containers.Update:input_type -> runv.supervisor.v1.UpdateRequest
+	20, // 13: runv.supervisor.v1.Containers.Stats:input_type -> runv.supervisor.v1.StatsRequest
+	22, // 14: runv.supervisor.v1.Processes.Exec:input_type -> runv.supervisor.v1.ExecRequest
+	24, // 15: runv.supervisor.v1.Processes.Signal:input_type -> runv.supervisor.v1.SignalRequest
+	26, // 16: runv.supervisor.v1.Processes.Resize:input_type -> runv.supervisor.v1.ResizeRequest
+	28, // 17: runv.supervisor.v1.Processes.CloseStdin:input_type -> runv.supervisor.v1.CloseStdinRequest
+	30, // 18: runv.supervisor.v1.Processes.Wait:input_type -> runv.supervisor.v1.WaitRequest
+	32, // 19: runv.supervisor.v1.Processes.List:input_type -> runv.supervisor.v1.ListRequest
+	1,  // 20: runv.supervisor.v1.Pod.Version:output_type -> runv.supervisor.v1.VersionResponse
+	3,  // 21: runv.supervisor.v1.Pod.Events:output_type -> runv.supervisor.v1.Event
+	5,  // 22: runv.supervisor.v1.Pod.Shutdown:output_type -> runv.supervisor.v1.ShutdownResponse
+	7,  // 23: runv.supervisor.v1.Containers.Create:output_type -> runv.supervisor.v1.CreateResponse
+	9,  // 24: runv.supervisor.v1.Containers.Start:output_type -> runv.supervisor.v1.StartResponse
+	11, // 25: runv.supervisor.v1.Containers.State:output_type -> runv.supervisor.v1.StateResponse
+	13, // 26: runv.supervisor.v1.Containers.Delete:output_type -> runv.supervisor.v1.DeleteResponse
+	15, // 27: runv.supervisor.v1.Containers.Pause:output_type -> runv.supervisor.v1.PauseResponse
+	17, // 28: runv.supervisor.v1.Containers.Resume:output_type -> runv.supervisor.v1.ResumeResponse
+	19, // 29: runv.supervisor.v1.Containers.Update:output_type -> runv.supervisor.v1.UpdateResponse
+	21, // 30: runv.supervisor.v1.Containers.Stats:output_type -> runv.supervisor.v1.StatsResponse
+	23, // 31: runv.supervisor.v1.Processes.Exec:output_type -> runv.supervisor.v1.ExecResponse
+	25, // 32: runv.supervisor.v1.Processes.Signal:output_type -> runv.supervisor.v1.SignalResponse
+	27, // 33: runv.supervisor.v1.Processes.Resize:output_type -> runv.supervisor.v1.ResizeResponse
+	29, // 34: runv.supervisor.v1.Processes.CloseStdin:output_type -> runv.supervisor.v1.CloseStdinResponse
+	31, // 35: runv.supervisor.v1.Processes.Wait:output_type -> runv.supervisor.v1.WaitResponse
+	34, // 36: runv.supervisor.v1.Processes.List:output_type -> runv.supervisor.v1.ListResponse
+	20, // [20:37] is the sub-list for method output_type
+	3,  // [3:20] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_api_supervisor_v1_supervisor_proto_init() }
@@ -2069,7 +2209,7 @@ func file_api_supervisor_v1_supervisor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_supervisor_v1_supervisor_proto_rawDesc), len(file_api_supervisor_v1_supervisor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

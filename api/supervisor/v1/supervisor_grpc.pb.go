@@ -236,6 +236,7 @@ const (
 	Containers_Delete_FullMethodName = "/runv.supervisor.v1.Containers/Delete"
 	Containers_Pause_FullMethodName  = "/runv.supervisor.v1.Containers/Pause"
 	Containers_Resume_FullMethodName = "/runv.supervisor.v1.Containers/Resume"
+	Containers_Update_FullMethodName = "/runv.supervisor.v1.Containers/Update"
 	Containers_Stats_FullMethodName  = "/runv.supervisor.v1.Containers/Stats"
 )
 
@@ -262,6 +263,11 @@ type ContainersClient interface {
 	Pause(ctx context.Context, in *PauseRequest, opts ...grpc.CallOption) (*PauseResponse, error)
 	// Resume thaws a paused container. FAILED_PRECONDITION unless paused.
 	Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (*ResumeResponse, error)
+	// Update changes limits of a container that has not stopped: all that the
+	// request has, or none. INVALID_ARGUMENT names the field that cannot be set,
+	// FAILED_PRECONDITION also when the container is above a limit that asked to
+	// be checked.
+	Update(ctx context.Context, in *UpdateRequest, opts ...grpc.CallOption) (*UpdateResponse, error)
 	// Stats reads what the container uses. FAILED_PRECONDITION when stopped.
 	Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (*StatsResponse, error)
 }
@@ -334,6 +340,16 @@ func (c *containersClient) Resume(ctx context.Context, in *ResumeRequest, opts .
 	return out, nil
 }
 
+func (c *containersClient) Update(ctx context.Context, in *UpdateRequest, opts ...grpc.CallOption) (*UpdateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateResponse)
+	err := c.cc.Invoke(ctx, Containers_Update_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *containersClient) Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (*StatsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatsResponse)
@@ -367,6 +383,11 @@ type ContainersServer interface {
 	Pause(context.Context, *PauseRequest) (*PauseResponse, error)
 	// Resume thaws a paused container. FAILED_PRECONDITION unless paused.
 	Resume(context.Context, *ResumeRequest) (*ResumeResponse, error)
+	// Update changes limits of a container that has not stopped: all that the
+	// request has, or none. INVALID_ARGUMENT names the field that cannot be set,
+	// FAILED_PRECONDITION also when the container is above a limit that asked to
+	// be checked.
+	Update(context.Context, *UpdateRequest) (*UpdateResponse, error)
 	// Stats reads what the container uses. FAILED_PRECONDITION when stopped.
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
 	mustEmbedUnimplementedContainersServer()
@@ -396,6 +417,9 @@ func (UnimplementedContainersServer) Pause(context.Context, *PauseRequest) (*Pau
 }
 func (UnimplementedContainersServer) Resume(context.Context, *ResumeRequest) (*ResumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Resume not implemented")
+}
+func (UnimplementedContainersServer) Update(context.Context, *UpdateRequest) (*UpdateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
 }
 func (UnimplementedContainersServer) Stats(context.Context, *StatsRequest) (*StatsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Stats not implemented")
@@ -529,6 +553,24 @@ func _Containers_Resume_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Containers_Update_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ContainersServer).Update(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Containers_Update_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ContainersServer).Update(ctx, req.(*UpdateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Containers_Stats_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatsRequest)
 	if err := dec(in); err != nil {
@@ -577,6 +619,10 @@ var Containers_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Resume",
 			Handler:    _Containers_Resume_Handler,
+		},
+		{
+			MethodName: "Update",
+			Handler:    _Containers_Update_Handler,
 		},
 		{
 			MethodName: "Stats",

@@ -65,6 +65,9 @@ type Group struct {
 	fd    *os.File
 	watch *watcher
 
+	updating sync.Mutex
+	amounts  amounts // guarded by updating
+
 	mu    sync.Mutex
 	kills uint64 // that were reported
 	onOOM func(kills uint64)
@@ -73,7 +76,7 @@ type Group struct {
 // Create makes a group. onOOM is called with the number of processes that were killed
 // in it so far whenever that has grown; it must not block. The caller calls Remove.
 func (h *Hierarchy) Create(name string, r *Resources, onOOM func(kills uint64)) (_ *Group, err error) {
-	g := &Group{dir: filepath.Join(h.dir, name), watch: h.watch, onOOM: onOOM}
+	g := &Group{dir: filepath.Join(h.dir, name), watch: h.watch, onOOM: onOOM, amounts: r.amounts}
 	if err := os.Mkdir(g.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("create cgroup: %w", err)
 	}
@@ -85,7 +88,10 @@ func (h *Hierarchy) Create(name string, r *Resources, onOOM func(kills uint64)) 
 	if g.fd, err = os.OpenFile(g.dir, unix.O_DIRECTORY, 0); err != nil {
 		return nil, err
 	}
-	if err := r.apply(g); err != nil {
+	if err := r.apply(g.dir); err != nil {
+		return nil, fmt.Errorf("linux.resources.%w", err)
+	}
+	if err := g.limitDevices(r.devices); err != nil {
 		return nil, err
 	}
 	if err := h.watch.add(g); err != nil {

@@ -44,15 +44,20 @@ func (g *Group) Stats() Stats {
 
 // number reads a file with one number; other is what "max" and a missing file mean.
 func (g *Group) number(file string, other uint64) uint64 {
+	if n, ok := g.counter(file); ok {
+		return n
+	}
+	return other
+}
+
+// counter reads a file with one number.
+func (g *Group) counter(file string) (uint64, bool) {
 	data, err := os.ReadFile(filepath.Join(g.dir, file))
 	if err != nil {
-		return other
+		return 0, false
 	}
 	n, err := strconv.ParseUint(string(bytes.TrimSpace(data)), 10, 64)
-	if err != nil {
-		return other
-	}
-	return n
+	return n, err == nil
 }
 
 // flat reads a file with a name and a number in each line.

@@ -377,6 +377,25 @@ func (c *Container) Resume(ctx context.Context) error {
 	return nil
 }
 
+// Update changes limits, given as resources of a specification in JSON, and returns those
+// that are in effect, by file of cgroup v2.
+func (c *Container) Update(resourcesJSON []byte) (map[string]string, error) {
+	resources, err := parseResources(resourcesJSON)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	if c.status != created && c.status != running {
+		defer c.mu.Unlock()
+		return nil, c.wrongState("update")
+	}
+	c.mu.Unlock()
+	if err := c.group.Update(resources); err != nil {
+		return nil, err
+	}
+	return c.group.InEffect(), nil
+}
+
 // Stats reads the container's counters.
 func (c *Container) Stats() (cgroup.Stats, error) {
 	c.mu.Lock()

@@ -56,6 +56,17 @@ func parseProcess(data []byte) (*specs.Process, error) {
 	return p, nil
 }
 
+func parseResources(data []byte) (*specs.LinuxResources, error) {
+	r := &specs.LinuxResources{}
+	if len(data) > maxSpec {
+		return nil, invalid("parse resources: %d bytes are too many", len(data))
+	}
+	if err := json.Unmarshal(data, r); err != nil {
+		return nil, invalid("parse resources: %w", err)
+	}
+	return r, nil
+}
+
 // rlimits are the limits' numbers by their names.
 var rlimits = map[string]int{
 	"RLIMIT_AS":         unix.RLIMIT_AS,

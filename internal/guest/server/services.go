@@ -151,6 +151,16 @@ func (s *containers) Resume(ctx context.Context, r *agentv1.ResumeRequest) (*age
 	return &agentv1.ResumeResponse{}, c.Resume(ctx)
 }
 
+// Update implements agentv1.ContainersService.
+func (s *containers) Update(_ context.Context, r *agentv1.UpdateRequest) (*agentv1.UpdateResponse, error) {
+	c, err := s.Containers.Get(r.Id)
+	if err != nil {
+		return nil, err
+	}
+	limits, err := c.Update(r.Resources)
+	return &agentv1.UpdateResponse{InEffect: limits}, err
+}
+
 // Stats implements agentv1.ContainersService.
 func (s *containers) Stats(_ context.Context, r *agentv1.StatsRequest) (*agentv1.StatsResponse, error) {
 	c, err := s.Containers.Get(r.Id)
