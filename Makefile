@@ -7,7 +7,8 @@ DESTDIR ?=
 VERSION := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 export CGO_ENABLED = 0
-GO_BUILD = go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
+GO_LDFLAGS = -s -w -X main.version=$(VERSION)
+GO_BUILD = go build -trimpath -buildvcs=false -ldflags
 
 # What runs VMs, what the demo and the tests put into them, and what the tests compare with.
 RUN_PACKAGES = qemu-system-x86 qemu-system-common qemu-system-data
@@ -32,11 +33,12 @@ help: ## list the targets
 # The Go command knows best what has changed, so these targets always ask it; they are quick when nothing has.
 .PHONY: runv
 runv:
-	@$(GO_BUILD) -o bin/runv ./cmd/runv
+	@$(GO_BUILD) '$(GO_LDFLAGS)' -o bin/runv ./cmd/runv
 
 .PHONY: guest
 guest:
-	@$(GO_BUILD) -o build/ ./cmd/runv-agent ./cmd/runv-init
+	@$(GO_BUILD) '$(GO_LDFLAGS)' -o build/ ./cmd/runv-agent
+	@$(GO_BUILD) '$(GO_LDFLAGS) -E runv/internal/guest/stage.entry' -o build/ ./cmd/runv-init
 	@go run -trimpath -buildvcs=false ./image/mkguest -agent build/runv-agent -init build/runv-init -agent-version '$(VERSION)' -out build/guest -cache build/kernel
 
 .PHONY: demo

@@ -103,6 +103,9 @@ func (c *checker) spec(s *specs.Spec) error {
 	if err := c.nodeName("domainname", s.Domainname, namespaces[specs.UTSNamespace]); err != nil {
 		return err
 	}
+	if err := c.userNamespace(s, namespaces[specs.UserNamespace]); err != nil {
+		return err
+	}
 	return c.linux(s.Linux, namespaces)
 }
 
@@ -288,8 +291,8 @@ var knownCaps = func() map[string]bool {
 // Namespaces lists the types that linux.namespaces may hold.
 func Namespaces() []specs.LinuxNamespaceType {
 	return []specs.LinuxNamespaceType{
-		specs.CgroupNamespace, specs.IPCNamespace, specs.MountNamespace,
-		specs.NetworkNamespace, specs.PIDNamespace, specs.UTSNamespace,
+		specs.CgroupNamespace, specs.IPCNamespace, specs.MountNamespace, specs.NetworkNamespace,
+		specs.PIDNamespace, specs.TimeNamespace, specs.UserNamespace, specs.UTSNamespace,
 	}
 }
 
@@ -298,8 +301,6 @@ func (c *checker) namespaces(list []specs.LinuxNamespace) (map[specs.LinuxNamesp
 	for i, ns := range list {
 		field := fmt.Sprintf("linux.namespaces[%d].type", i)
 		switch {
-		case ns.Type == specs.UserNamespace || ns.Type == specs.TimeNamespace:
-			return nil, c.refused(field, "a %s namespace %s", ns.Type, notYet)
 		case !slices.Contains(Namespaces(), ns.Type):
 			return nil, c.invalid(field, "%s is not known", quote(string(ns.Type)))
 		case has[ns.Type]:
@@ -318,6 +319,9 @@ func (c *checker) namespaces(list []specs.LinuxNamespace) (map[specs.LinuxNamesp
 
 func (c *checker) linux(l *specs.Linux, namespaces map[specs.LinuxNamespaceType]bool) error {
 	if err := c.text("linux.cgroupsPath", l.CgroupsPath); err != nil {
+		return err
+	}
+	if err := c.timeOffsets(l.TimeOffsets, namespaces[specs.TimeNamespace]); err != nil {
 		return err
 	}
 	switch l.RootfsPropagation {
@@ -413,6 +417,8 @@ func (c *checker) sysctls(sysctls map[string]string, namespaces map[specs.LinuxN
 			needs = specs.NetworkNamespace
 		case dotted == "kernel.domainname":
 			needs = specs.UTSNamespace
+		case strings.HasPrefix(dotted, "user."):
+			needs = specs.UserNamespace
 		case dotted == "kernel.hostname":
 			return c.invalid(field, "is set by hostname")
 		default:

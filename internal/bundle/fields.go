@@ -84,8 +84,8 @@ var fields = []Field{
 	{Path: "hooks.poststop", Support: Honoured},
 	{Path: "annotations", Support: Honoured},
 
-	{Path: "linux.uidMappings", Support: Refused, Note: notYet},
-	{Path: "linux.gidMappings", Support: Refused, Note: notYet},
+	{Path: "linux.uidMappings", Support: Honoured, Note: "the ids outside are those of the host's files"},
+	{Path: "linux.gidMappings", Support: Honoured, Note: "as linux.uidMappings"},
 	{Path: "linux.sysctl", Support: Honoured, Note: "those of the container's namespaces"},
 	{Path: "linux.resources.devices", Support: Honoured},
 	{Path: "linux.resources.memory.limit", Support: Honoured},
@@ -122,7 +122,7 @@ var fields = []Field{
 	{Path: "linux.resources.rdma", Support: Honoured, Note: guestDevice},
 	{Path: "linux.resources.unified", Support: Honoured, Note: "files of controllers, cgroup.max.depth, cgroup.max.descendants"},
 	{Path: "linux.cgroupsPath", Support: Ignored, Note: "names a cgroup of the host; the container's is the guest's"},
-	{Path: "linux.namespaces[].type", Support: Honoured, Note: "pid, ipc, uts, mount, cgroup, network"},
+	{Path: "linux.namespaces[].type", Support: Honoured, Note: "pid, ipc, uts, mount, cgroup, user, time, network"},
 	{Path: "linux.namespaces[].path", Support: Refused, Note: "joining a namespace " + notYet},
 	{Path: "linux.devices", Support: Honoured, Note: "device numbers are the guest's"},
 	{Path: "linux.netDevices", Support: Refused, Note: notYet},
@@ -140,7 +140,7 @@ var fields = []Field{
 	{Path: "linux.intelRdt", Support: Refused, Note: notYet},
 	{Path: "linux.memoryPolicy", Support: Refused, Note: notYet},
 	{Path: "linux.personality", Support: Refused, Note: notYet},
-	{Path: "linux.timeOffsets", Support: Refused, Note: notYet},
+	{Path: "linux.timeOffsets", Support: Honoured, Note: "the clocks count from the VM's boot"},
 
 	{Path: "solaris", Support: Refused, Note: otherPlatform},
 	{Path: "windows", Support: Refused, Note: otherPlatform},

@@ -27,6 +27,10 @@ const (
 	GuestDir = "/run/runv/share"
 
 	socketName = "virtiofsd.sock"
+
+	// dirMode lets the root of a container's user namespace, who is somebody else to the guest's
+	// kernel, reach what it is to mount. On the host all is below a directory of root's own.
+	dirMode = 0o711
 )
 
 // ShareConfig describes a share.
@@ -134,10 +138,13 @@ func (s *Share) start(ctx context.Context) error {
 // Shared, because the daemon lives in a mount namespace of its own, which mounts that come later
 // must reach.
 func (s *Share) makeDir() (err error) {
-	if err = os.Mkdir(s.cfg.Dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	if err = os.Mkdir(s.cfg.Dir, dirMode); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
 	if s.below, err = os.OpenFile(s.cfg.Dir, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err != nil {
+		return err
+	}
+	if err := s.below.Chmod(dirMode); err != nil {
 		return err
 	}
 	fd, err := unix.OpenTree(int(s.below.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
@@ -282,7 +289,10 @@ func (s *Share) mount(ctx context.Context, c *added, at, source string, opts tre
 // makePoint makes an empty directory or file to mount on. c.mu is held.
 func (s *Share) makePoint(c *added, at string, dir bool) (err error) {
 	if dir {
-		err = unix.Mkdirat(int(s.below.Fd()), at, 0o700)
+		err = unix.Mkdirat(int(s.below.Fd()), at, dirMode)
+		if err == nil { // in spite of the umask
+			err = unix.Fchmodat(int(s.below.Fd()), at, dirMode, 0)
+		}
 	} else {
 		err = unix.Mknodat(int(s.below.Fd()), at, unix.S_IFREG|0o600, 0)
 	}

@@ -55,7 +55,8 @@ func Mount() error {
 			return fmt.Errorf("mount %s: %w", fs.target, err)
 		}
 	}
-	if err := os.MkdirAll(ShareDir, 0o700); err != nil {
+	// The root of a container's user namespace, too, must reach its files.
+	if err := os.MkdirAll(ShareDir, 0o711); err != nil {
 		return err
 	}
 	// A container that reaches the agent's executable, through /proc say, shall not be

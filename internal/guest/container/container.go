@@ -78,7 +78,7 @@ const (
 type Container struct {
 	set        *Set
 	id         string
-	namespaces int            // CLONE_NEW* that are its own
+	namespaces namespaces
 	seccomp    *stage.Seccomp // of all its processes; nil: none
 	group      *cgroup.Group
 
@@ -146,11 +146,11 @@ func (s *Set) Create(ctx context.Context, id, bundle string, specJSON []byte, fi
 	if err != nil {
 		return 0, err
 	}
-	flags, err := translateNamespaces(spec.Linux.Namespaces)
+	ns, err := translateNamespaces(spec.Linux)
 	if err != nil {
 		return 0, err
 	}
-	cfg, err := translateInit(spec, flags)
+	cfg, err := translateInit(spec, &ns)
 	if err != nil {
 		return 0, err
 	}
@@ -165,7 +165,7 @@ func (s *Set) Create(ctx context.Context, id, bundle string, specJSON []byte, fi
 		return 0, err
 	}
 	c := &Container{
-		set: s, id: id, namespaces: flags, seccomp: cfg.Process.Seccomp, status: creating,
+		set: s, id: id, namespaces: ns, seccomp: cfg.Process.Seccomp, status: creating,
 		execs: make(map[string]*process), lingers: make(map[*process]struct{}),
 	}
 	if err := s.reserve(c); err != nil {
@@ -178,16 +178,16 @@ func (s *Set) Create(ctx context.Context, id, bundle string, specJSON []byte, fi
 	return c.init.pid, nil
 }
 
-func translateInit(spec *specs.Spec, flags int) (*stage.Config, error) {
+func translateInit(spec *specs.Spec, ns *namespaces) (*stage.Config, error) {
 	p, err := translateProcess(spec.Process)
 	if err != nil {
 		return nil, err
 	}
-	c, err := translateContainer(spec, flags)
+	c, err := translateContainer(spec, ns.flags)
 	if err != nil {
 		return nil, err
 	}
-	return &stage.Config{Process: *p, Container: c}, nil
+	return &stage.Config{Process: *p, Container: c, UserNS: ns.user()}, nil
 }
 
 func (c *Container) create(ctx context.Context, cfg *stage.Config, r *cgroup.Resources, streams stdio.Streams) (err error) {
@@ -202,6 +202,11 @@ func (c *Container) create(ctx context.Context, cfg *stage.Config, r *cgroup.Res
 			err = errors.Join(err, c.removeGroup())
 		}
 	}()
+	if c.namespaces.user() && cfg.Container.NewCgroupNS {
+		if err := c.namespaces.delegate(c.group.FD()); err != nil {
+			return err
+		}
+	}
 	p, err := c.launch(ctx, "", cfg, streams)
 	if err != nil {
 		if c.group.OOMKills() > 0 {
@@ -273,7 +278,12 @@ func (c *Container) Exec(ctx context.Context, execID string, processJSON []byte,
 	if err := c.reserveExec(execID); err != nil {
 		return 0, err
 	}
-	p, err := c.launch(ctx, execID, &stage.Config{Process: *sp, Join: c.namespaces &^ unix.CLONE_NEWPID}, streams)
+	cfg := &stage.Config{
+		Process: *sp,
+		Join:    c.namespaces.flags &^ (unix.CLONE_NEWPID | singleThreaded),
+		UserNS:  c.namespaces.user(),
+	}
+	p, err := c.launch(ctx, execID, cfg, streams)
 	c.mu.Lock()
 	if err != nil {
 		delete(c.execs, execID)

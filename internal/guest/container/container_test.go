@@ -70,7 +70,7 @@ func newWorld(t *testing.T) *world {
 	data, err := os.ReadFile(busybox)
 	assert.NilError(t, err)
 	assert.NilError(t, os.WriteFile(filepath.Join(w.rootfs, "bin/busybox"), data, 0o755))
-	for _, name := range []string{"sh", "cat", "sleep", "true", "id", "ls", "readlink", "stat", "grep", "mkfifo", "tty", "stty"} {
+	for _, name := range []string{"sh", "cat", "sleep", "true", "id", "ls", "readlink", "stat", "grep", "mkfifo", "tty", "stty", "cut", "tr", "touch"} {
 		assert.NilError(t, os.Symlink("busybox", filepath.Join(w.rootfs, "bin", name)))
 	}
 

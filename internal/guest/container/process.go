@@ -59,14 +59,10 @@ func (c *Container) launch(ctx context.Context, execID string, cfg *stage.Config
 	if p.io, err = stdio.New(streams, cfg.Process.Terminal); err != nil {
 		return nil, err
 	}
-	var target *os.File
-	if cfg.Container == nil {
-		target = c.init.pidfd
-	}
-	if p.ctl, err = launch.New(cfg, target); err != nil {
+	if err := p.prepare(cfg); err != nil {
 		return nil, err
 	}
-	if err := p.fork(cfg.Container == nil); err != nil {
+	if err := p.fork(cfg); err != nil {
 		return nil, err
 	}
 	p.ctl.CloseInherit()
@@ -75,6 +71,38 @@ func (c *Container) launch(ctx context.Context, execID string, cfg *stage.Config
 		p.io.Start()
 	}
 	return p, p.awaitSetup(ctx, cfg)
+}
+
+// prepare makes the stage, and what a user namespace must be given.
+func (p *process) prepare(cfg *stage.Config) (err error) {
+	ns := &p.c.namespaces
+	var devices *os.File
+	if ns.user() {
+		if err := p.io.Chown(ns.owner(0, 0)); err != nil {
+			return err
+		}
+		if cfg.Container != nil {
+			if devices, err = ns.newDevices(cfg.Container.Devices); err != nil {
+				return err
+			}
+			defer func() {
+				if devices != nil {
+					devices.Close()
+				}
+			}()
+		}
+	}
+	if p.ctl, err = launch.New(cfg); err != nil {
+		return err
+	}
+	if devices != nil {
+		p.ctl.Devices(devices)
+		devices = nil
+	}
+	if cfg.Container == nil {
+		return p.ctl.Target(p.c.init.pidfd, ns.flags&singleThreaded)
+	}
+	return nil
 }
 
 // awaitSetup waits until an init is ready, or an exec the program.
@@ -103,22 +131,23 @@ func (p *process) awaitSetup(ctx context.Context, cfg *stage.Config) error {
 
 // fork starts the stage in the container's control group and, for an exec, in its
 // pid namespace.
-func (p *process) fork(exec bool) error {
+func (p *process) fork(cfg *stage.Config) error {
 	c := p.c
 	attr := &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: c.group.FD()}
-	start := func() (int, error) { return p.forkOnce(attr) }
-	if exec {
-		start = func() (pid int, err error) {
-			nsErr := c.inPidNS(func() { pid, err = p.forkOnce(attr) })
-			return pid, errors.Join(nsErr, err)
-		}
-	} else {
-		// The cgroup namespace's root is the group that the process is in, so it can
-		// be made only after the clone has put the process there.
-		attr.Cloneflags = uintptr(c.namespaces &^ unix.CLONE_NEWCGROUP)
+	start := func() (pid int, err error) {
+		err = c.inPidNS(func() (err error) {
+			pid, err = p.forkOnce(cfg, attr)
+			return err
+		})
+		return pid, err
+	}
+	if cfg.Container != nil {
+		attr.Cloneflags = c.namespaces.cloneFlags()
+		c.namespaces.become(attr)
+		start = func() (int, error) { return p.forkInit(cfg, attr) }
 	}
 	pid, err := c.set.Reaper.Start(start, p.reaped)
-	if errors.Is(err, unix.EBUSY) && exec {
+	if errors.Is(err, unix.EBUSY) && cfg.Container == nil {
 		// The container has distributed its group's controllers to groups of its
 		// own: no process may be in the group itself any more.
 		group, gerr := c.group.FDOf(c.init.pid)
@@ -136,9 +165,30 @@ func (p *process) fork(exec bool) error {
 	return nil
 }
 
+// forkInit forks init, into a time namespace if it is to have one of its own.
+func (p *process) forkInit(cfg *stage.Config, attr *syscall.SysProcAttr) (pid int, err error) {
+	ns := &p.c.namespaces
+	if ns.flags&unix.CLONE_NEWTIME == 0 {
+		return p.forkOnce(cfg, attr)
+	}
+	err = ns.inTimeNS(func(timeNS *os.File) (err error) {
+		if ns.user() {
+			// A user namespace's process is born with a memory of its own, so this works; to enter
+			// the time namespace it had no right.
+			pid, err = p.forkOnce(cfg, attr)
+			return err
+		}
+		return p.ctl.Target(timeNS, unix.CLONE_NEWTIME)
+	})
+	if err != nil || ns.user() {
+		return pid, err
+	}
+	return p.forkOnce(cfg, attr)
+}
+
 // forkOnce forks and opens the pidfd, which names the right process for sure since
 // the caller is the one to reap it and does not do so meanwhile.
-func (p *process) forkOnce(attr *syscall.SysProcAttr) (int, error) {
+func (p *process) forkOnce(cfg *stage.Config, attr *syscall.SysProcAttr) (int, error) {
 	pid, err := p.ctl.Fork(p.c.set.Exe, p.io.Child(), attr)
 	if err != nil {
 		return 0, err
@@ -150,29 +200,38 @@ func (p *process) forkOnce(attr *syscall.SysProcAttr) (int, error) {
 		return pid, nil
 	}
 	p.pidfd = os.NewFile(uintptr(fd), "pidfd")
+	if cfg.UserNS {
+		err := p.c.namespaces.settle(pid, p.pidfd, &cfg.Process, cfg.Container)
+		if err == nil {
+			err = p.ctl.Proceed()
+		}
+		if err != nil {
+			_ = unix.Kill(pid, unix.SIGKILL)
+			return pid, err
+		}
+	}
 	return pid, nil
 }
 
 // inPidNS calls fork on a thread whose children are born in the container's pid namespace.
-func (c *Container) inPidNS(fork func()) error {
-	if c.namespaces&unix.CLONE_NEWPID == 0 {
-		fork()
-		return nil
+func (c *Container) inPidNS(fork func() error) error {
+	if c.namespaces.flags&unix.CLONE_NEWPID == 0 {
+		return fork()
 	}
 	runtime.LockOSThread()
 	if err := unix.Setns(int(c.init.pidfd.Fd()), unix.CLONE_NEWPID); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("join pid namespace: %w", err)
 	}
-	fork()
+	forkErr := fork()
 	if err := unix.Setns(c.set.pidNS, unix.CLONE_NEWPID); err != nil {
 		// The thread stays locked, so that it ends with its goroutine and nobody
 		// else's child is born there.
 		c.set.Log.Error("leave pid namespace", "error", err)
-		return nil
+		return forkErr
 	}
 	runtime.UnlockOSThread()
-	return nil
+	return forkErr
 }
 
 // abandon ends a process that could not be set up.
@@ -259,7 +318,7 @@ func (c *Container) stop() {
 	c.status = stopped
 	c.paused = false
 	c.mu.Unlock()
-	if c.namespaces&unix.CLONE_NEWPID == 0 {
+	if c.namespaces.flags&unix.CLONE_NEWPID == 0 {
 		if err := c.group.Kill(); err != nil {
 			c.set.Log.Error("kill container", "container", c.id, "error", err)
 		}

@@ -173,35 +173,6 @@ func (n capabilityNames) of(names []string) (set uint64) {
 	return set
 }
 
-// namespaces are the namespaces that a container can have of its own.
-var namespaces = map[specs.LinuxNamespaceType]int{
-	specs.PIDNamespace:     unix.CLONE_NEWPID,
-	specs.MountNamespace:   unix.CLONE_NEWNS,
-	specs.IPCNamespace:     unix.CLONE_NEWIPC,
-	specs.UTSNamespace:     unix.CLONE_NEWUTS,
-	specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
-	specs.NetworkNamespace: 0, // always the guest's
-}
-
-// translateNamespaces returns the CLONE_NEW* of the namespaces that are new.
-func translateNamespaces(list []specs.LinuxNamespace) (int, error) {
-	flags := 0
-	for _, ns := range list {
-		flag, ok := namespaces[ns.Type]
-		if !ok {
-			return 0, fault.New(errdefs.ErrNotImplemented, "linux.namespaces: type %q is not supported", ns.Type)
-		}
-		if ns.Path != "" && ns.Type != specs.NetworkNamespace {
-			return 0, fault.New(errdefs.ErrNotImplemented, "linux.namespaces: joining %s namespace %q is not supported", ns.Type, ns.Path)
-		}
-		flags |= flag
-	}
-	if flags&unix.CLONE_NEWNS == 0 {
-		return 0, invalid("linux.namespaces: a mount namespace is needed")
-	}
-	return flags, nil
-}
-
 // translateContainer makes a stage's container of a specification.
 func translateContainer(s *specs.Spec, flags int) (*stage.Container, error) {
 	c := &stage.Container{
@@ -210,6 +181,7 @@ func translateContainer(s *specs.Spec, flags int) (*stage.Container, error) {
 		Hostname:      s.Hostname,
 		Domainname:    s.Domainname,
 		NewCgroupNS:   flags&unix.CLONE_NEWCGROUP != 0,
+		NewNetNS:      flags&unix.CLONE_NEWNET != 0,
 		MaskedPaths:   s.Linux.MaskedPaths,
 		ReadonlyPaths: s.Linux.ReadonlyPaths,
 	}
@@ -227,6 +199,10 @@ func translateContainer(s *specs.Spec, flags int) (*stage.Container, error) {
 		c.Sysctl = append(c.Sysctl, stage.Sysctl{Name: name, Value: s.Linux.Sysctl[name]})
 	}
 	for _, m := range s.Mounts {
+		// Only the owner of a cgroup namespace may mount its groups; others see the guest's.
+		if flags&(unix.CLONE_NEWUSER|unix.CLONE_NEWCGROUP) == unix.CLONE_NEWUSER && strings.HasPrefix(m.Type, "cgroup") {
+			m.Type, m.Source = "bind", guestCgroups
+		}
 		c.Mounts = append(c.Mounts, translateMount(m))
 	}
 	for _, d := range s.Linux.Devices {
@@ -236,8 +212,13 @@ func translateContainer(s *specs.Spec, flags int) (*stage.Container, error) {
 		}
 		c.Devices = append(c.Devices, dev)
 	}
+	// The specification's come first: they may replace a default one.
+	c.Devices = append(c.Devices, stage.DefaultDevices()...)
 	return c, nil
 }
+
+// guestCgroups is where the guest's control groups are mounted.
+const guestCgroups = "/sys/fs/cgroup"
 
 // translateHooks makes a stage's hooks of a specification's, with the state that they get.
 func translateHooks(id, bundle string, s *specs.Spec) (h stage.Hooks, err error) {

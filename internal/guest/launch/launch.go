@@ -23,12 +23,12 @@ import (
 type Stage struct {
 	conn    *net.UnixConn
 	inherit []*os.File // what the stage gets besides 0, 1 and 2, until CloseInherit
+	args    []string
 }
 
-// New prepares a stage that does cfg. target is the pidfd of the container's init for an
-// exec, else nil; it stays the caller's. The caller calls Close.
-func New(cfg *stage.Config, target *os.File) (_ *Stage, err error) {
-	s := &Stage{}
+// New prepares a stage that does cfg. The caller calls Close.
+func New(cfg *stage.Config) (_ *Stage, err error) {
+	s := &Stage{args: []string{stage.Name}}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -55,14 +55,38 @@ func New(cfg *stage.Config, target *os.File) (_ *Stage, err error) {
 	if _, err := mem.WriteAt(cfg.Encode(), 0); err != nil {
 		return nil, fmt.Errorf("write configuration: %w", err)
 	}
-	if target != nil {
-		dup, err := unix.FcntlInt(target.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
-			return nil, fmt.Errorf("copy pidfd: %w", err)
-		}
-		s.inherit = append(s.inherit, os.NewFile(uintptr(dup), "pidfd"))
-	}
 	return s, nil
+}
+
+// Target gives the stage what it shall join: the pidfd of the container's init or a namespace. It
+// stays the caller's. Before it is anything else the stage enters the namespaces, CLONE_NEW*, that
+// only a process with a single thread can enter; 0: none.
+func (s *Stage) Target(target *os.File, enter int) error {
+	fd, err := unix.FcntlInt(target.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("copy descriptor: %w", err)
+	}
+	s.give(targetIndex, os.NewFile(uintptr(fd), "target"))
+	if enter != 0 {
+		s.args = append(s.args, stage.EntryArgument(enter))
+	}
+	return nil
+}
+
+// Devices gives the stage a file system of device nodes, which is the stage's from now on.
+func (s *Stage) Devices(f *os.File) { s.give(devicesIndex, f) }
+
+// What is where in Stage.inherit, in the order of the stage's descriptors.
+const (
+	targetIndex  = 2
+	devicesIndex = 3
+)
+
+func (s *Stage) give(index int, f *os.File) {
+	for len(s.inherit) <= index {
+		s.inherit = append(s.inherit, nil)
+	}
+	s.inherit[index] = f
 }
 
 // Fork starts the stage with these descriptors 0, 1 and 2 and returns its pid. It
@@ -70,11 +94,15 @@ func New(cfg *stage.Config, target *os.File) (_ *Stage, err error) {
 func (s *Stage) Fork(exe string, stdio []*os.File, attr *syscall.SysProcAttr) (pid int, err error) {
 	var files []uintptr
 	for _, f := range append(append([]*os.File{}, stdio...), s.inherit...) {
-		files = append(files, f.Fd())
+		fd := noFile
+		if f != nil {
+			fd = f.Fd()
+		}
+		files = append(files, fd)
 	}
 	// A stage lives for milliseconds: it needs no garbage collector, and few threads, as each
 	// counts for the container's limit of processes.
-	return syscall.ForkExec(exe, []string{stage.Name}, &syscall.ProcAttr{
+	return syscall.ForkExec(exe, s.args, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"GOGC=off", "GOMAXPROCS=1"},
 		Files: files,
@@ -82,11 +110,16 @@ func (s *Stage) Fork(exe string, stdio []*os.File, attr *syscall.SysProcAttr) (p
 	})
 }
 
+// noFile makes ForkExec leave a descriptor out.
+const noFile = ^uintptr(0)
+
 // CloseInherit closes the stage's files here. To be called after Fork, or else the end
 // of the stage goes unnoticed.
 func (s *Stage) CloseInherit() {
 	for _, f := range s.inherit {
-		f.Close()
+		if f != nil {
+			f.Close()
+		}
 	}
 	s.inherit = nil
 }
@@ -135,10 +168,18 @@ func receivedFD(oob []byte) int {
 
 // Start lets a stage that is ready execute the program, and waits until it has.
 func (s *Stage) Start(ctx context.Context) error {
-	if _, err := s.conn.Write([]byte("start")); err != nil {
-		return ErrEnded
+	if err := s.Proceed(); err != nil {
+		return err
 	}
 	return s.Executed(ctx)
+}
+
+// Proceed lets a stage that waits go on.
+func (s *Stage) Proceed() error {
+	if _, err := s.conn.Write([]byte("go on")); err != nil {
+		return ErrEnded
+	}
+	return nil
 }
 
 // Executed waits until the stage has become the program.

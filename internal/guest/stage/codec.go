@@ -120,6 +120,7 @@ func (c *Config) code(x *coder) {
 	c.Process.code(x)
 	optional(x, &c.Container, func(x *coder, v *Container) { v.code(x) })
 	integer(x, &c.Join)
+	x.bool(&c.UserNS)
 }
 
 func (p *Process) code(x *coder) {
@@ -159,6 +160,7 @@ func (c *Container) code(x *coder) {
 	x.string(&c.Hostname)
 	x.string(&c.Domainname)
 	x.bool(&c.NewCgroupNS)
+	x.bool(&c.NewNetNS)
 	list(x, &c.Mounts, func(x *coder, m *Mount) { m.code(x) })
 	list(x, &c.Devices, func(x *coder, d *Device) { d.code(x) })
 	list(x, &c.MaskedPaths, (*coder).string)
@@ -201,6 +203,7 @@ func (d *Device) code(x *coder) {
 	for _, v := range []*uint32{&d.Mode, &d.Major, &d.Minor, &d.UID, &d.GID} {
 		integer(x, v)
 	}
+	x.string(&d.Node)
 }
 
 // A reply is what a stage tells the agent: the kind and text of an error, or, when

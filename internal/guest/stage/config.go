@@ -12,7 +12,11 @@
 // limits on, seccomp, execve.
 package stage
 
-import specs "github.com/opencontainers/runtime-spec/specs-go"
+import (
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
 
 // Name is argv[0] of a stage.
 const Name = "runv-init"
@@ -21,14 +25,19 @@ const Name = "runv-init"
 const (
 	controlFD = 3 // SOCK_SEQPACKET socket to the agent
 	configFD  = 4 // file with an encoded Config
-	targetFD  = 5 // exec: pidfd of the container's init
+	targetFD  = 5 // exec: pidfd of the container's init; init: its time namespace
+	devicesFD = 6 // init in a user namespace: a detached file system of device nodes
 )
 
 // Config tells a stage what to do.
 type Config struct {
 	Process   Process
 	Container *Container // init
-	Join      int        // exec: the CLONE_NEW* of the namespaces to join
+	Join      int        // exec: the CLONE_NEW* of the namespaces to join, but for those of entry
+	// UserNS tells that the process is in a user namespace of the container's. It waits for the
+	// agent first, which does what takes rights outside: limits, the score for the OOM killer, and
+	// sysctls.
+	UserNS bool
 }
 
 // Process is the user's program.
@@ -77,8 +86,9 @@ type Container struct {
 	Hostname        string
 	Domainname      string
 	NewCgroupNS     bool
+	NewNetNS        bool
 	Mounts          []Mount
-	Devices         []Device
+	Devices         []Device // DefaultDevices are among them
 	MaskedPaths     []string
 	ReadonlyPaths   []string
 	Sysctl          []Sysctl
@@ -94,6 +104,11 @@ type Hooks struct {
 
 // Sysctl is a kernel parameter.
 type Sysctl struct{ Name, Value string }
+
+// OfUserNS tells whether the parameter is one of a user namespace, which only a process in it can set.
+func (s Sysctl) OfUserNS() bool {
+	return strings.HasPrefix(s.Name, "user.") || strings.HasPrefix(s.Name, "user/")
+}
 
 // Mount is one mount in the container.
 type Mount struct {
@@ -115,4 +130,7 @@ type Device struct {
 	Mode         uint32 // type and permissions
 	Major, Minor uint32
 	UID, GID     uint32
+	// Node is the name of the node in the file system of devicesFD to mount at Path, for who may
+	// not make device nodes; empty: make one.
+	Node string
 }

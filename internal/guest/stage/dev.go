@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +21,11 @@ func bindsDev(mounts []Mount) bool {
 	return false
 }
 
-// defaultDevices are what the OCI runtime specification gives every container.
+const ptmx = "/dev/ptmx"
+
+// DefaultDevices are what the OCI runtime specification gives every container.
+func DefaultDevices() []Device { return slices.Clone(defaultDevices) }
+
 var defaultDevices = []Device{
 	{Path: "/dev/null", Mode: unix.S_IFCHR | 0o666, Major: 1, Minor: 3},
 	{Path: "/dev/zero", Mode: unix.S_IFCHR | 0o666, Major: 1, Minor: 5},
@@ -30,14 +35,38 @@ var defaultDevices = []Device{
 	{Path: "/dev/tty", Mode: unix.S_IFCHR | 0o666, Major: 5, Minor: 0},
 }
 
-// setupDev fills /dev. The specification's devices come first, as they may
-// replace a default one.
-func setupDev(devices []Device) error {
-	for _, list := range [][]Device{devices, defaultDevices} {
-		for _, d := range list {
-			if err := makeNode(d); err != nil {
-				return fmt.Errorf("create device %s: %w", d.Path, err)
+// takeNodes makes detached mounts of the nodes that are to be mounted, by index.
+func takeNodes(devices []Device) (map[int]int, error) {
+	trees := make(map[int]int)
+	for i := range devices {
+		d := &devices[i]
+		if d.Node == "" {
+			continue
+		}
+		// Only what is attached somewhere can be copied. This goes with the old root.
+		if len(trees) == 0 {
+			if err := unix.MoveMount(devicesFD, "", unix.AT_FDCWD, "/dev", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+				return nil, fmt.Errorf("mount device nodes: %w", err)
 			}
+		}
+		var err error
+		if trees[i], err = cloneTree(unix.AT_FDCWD, "/dev/"+d.Node, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return nil, fmt.Errorf("open device node %s: %w", d.Path, err)
+		}
+	}
+	return trees, nil
+}
+
+// setupDev fills /dev. nodes are the nodes to mount, by index in devices.
+func setupDev(devices []Device, nodes map[int]int) error {
+	for i := range devices {
+		d := &devices[i]
+		create := makeNode
+		if tree, ok := nodes[i]; ok {
+			create = func(d *Device) error { return mountNode(d, tree) }
+		}
+		if err := create(d); err != nil {
+			return fmt.Errorf("create device %s: %w", d.Path, err)
 		}
 	}
 	dev, err := openDir("/dev")
@@ -67,9 +96,9 @@ func setupDev(devices []Device) error {
 	return nil
 }
 
-func makeNode(d Device) error {
+func makeNode(d *Device) error {
 	path := clean(d.Path)
-	if path == "/dev/ptmx" {
+	if path == ptmx {
 		return nil // always that of the container's own devpts
 	}
 	dir, err := openDir(filepath.Dir(path))
@@ -86,6 +115,21 @@ func makeNode(d Device) error {
 		return err
 	}
 	return unix.Fchownat(dir, name, int(d.UID), int(d.GID), unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// mountNode mounts a node on a file at the device's path.
+func mountNode(d *Device, tree int) error {
+	defer unix.Close(tree)
+	path := clean(d.Path)
+	if path == ptmx {
+		return nil
+	}
+	target, err := openFile(path, 0o666)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	return attach(tree, target)
 }
 
 // openNull opens the container's /dev/null, after making sure that it is one.
@@ -173,7 +217,7 @@ func (p *program) makeTerminal() error {
 
 // mountConsole makes /dev/console the terminal that is descriptor 0.
 func mountConsole() error {
-	tree, err := unix.OpenTree(0, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	tree, err := cloneTree(0, "", unix.AT_EMPTY_PATH)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -37,15 +38,26 @@ func Main() {
 
 // run returns only errors.
 func run() error {
+	if err := checkEntry(); err != nil {
+		return err
+	}
 	cfg, err := readConfig()
 	if err != nil {
 		return fmt.Errorf("read configuration: %w", err)
 	}
 	p := &program{Process: cfg.Process}
-	if err := p.setOOMScore(); err != nil {
+	if cfg.UserNS {
+		err = enterUserNS()
+	} else {
+		err = p.setOOMScore()
+	}
+	if err != nil {
 		return err
 	}
 	if cfg.Container != nil {
+		if cfg.UserNS {
+			cfg.Container.Sysctl = slices.DeleteFunc(cfg.Container.Sysctl, func(v Sysctl) bool { return !v.OfUserNS() })
+		}
 		err = setupContainer(cfg.Container, p)
 	} else {
 		err = join(cfg.Join, p)
@@ -66,7 +78,7 @@ func run() error {
 		send(nil, p.ptmx())
 	}
 	if cfg.Container != nil {
-		if err := waitForStart(); err != nil {
+		if err := waitForAgent(); err != nil {
 			return err
 		}
 		hooks := cfg.Container.Hooks
@@ -75,6 +87,21 @@ func run() error {
 		}
 	}
 	return p.exec()
+}
+
+// enterUserNS makes a process that has just come into a user namespace its root, once the agent has
+// done its part.
+func enterUserNS() error {
+	if err := waitForAgent(); err != nil {
+		return err
+	}
+	if err := unix.Setresgid(0, 0, 0); err != nil {
+		return fmt.Errorf("become gid 0 of the user namespace: %w", err)
+	}
+	if err := unix.Setresuid(0, 0, 0); err != nil {
+		return fmt.Errorf("become uid 0 of the user namespace: %w", err)
+	}
+	return nil
 }
 
 // runHooks runs hooks as what the process is now: the program's user, with its limits and
@@ -108,15 +135,15 @@ func send(err error, fd int) {
 	_ = unix.Sendmsg(controlFD, encodeReply(err), unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL)
 }
 
-// waitForStart returns when the agent says so.
-func waitForStart() error {
+// waitForAgent returns when the agent says so.
+func waitForAgent() error {
 	buf := make([]byte, 16)
 	for {
 		n, err := unix.Read(controlFD, buf)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
-			return fmt.Errorf("wait for start: %w", err)
+			return fmt.Errorf("wait for the agent: %w", err)
 		case n == 0:
 			os.Exit(1) // the container is deleted
 		default:

@@ -17,7 +17,17 @@ import (
 
 // defaultNofile is what a process may open when its specification says nothing: the
 // common default of init systems.
-var defaultNofile = unix.Rlimit{Cur: 1024, Max: 524288}
+var defaultNofile = Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: 1024, Hard: 524288}
+
+// Limits are the limits of the process with the one that each has.
+func (p *Process) Limits() []Rlimit {
+	for _, l := range p.Rlimits {
+		if l.Resource == unix.RLIMIT_NOFILE {
+			return p.Rlimits
+		}
+	}
+	return append(p.Rlimits[:len(p.Rlimits):len(p.Rlimits)], defaultNofile)
+}
 
 // program is the user's program on its way to execve.
 type program struct {
@@ -125,16 +135,9 @@ func (p *program) exec() error {
 }
 
 func (p *program) setRlimits() error {
-	nofile := false
-	for _, l := range p.Rlimits {
-		nofile = nofile || l.Resource == unix.RLIMIT_NOFILE
+	for _, l := range p.Limits() {
 		if err := unix.Setrlimit(l.Resource, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}); err != nil {
 			return fmt.Errorf("set rlimit %d: %w", l.Resource, err)
-		}
-	}
-	if !nofile {
-		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &defaultNofile); err != nil {
-			return fmt.Errorf("set rlimit NOFILE: %w", err)
 		}
 	}
 	return nil
@@ -151,7 +154,9 @@ func (p *program) setUser() error {
 		if st.Uid == p.UID || isNull(fd) {
 			continue
 		}
-		if err := unix.Fchown(fd, int(p.UID), int(st.Gid)); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EROFS) {
+		// EPERM: its owner is nobody in the user namespace.
+		err := unix.Fchown(fd, int(p.UID), -1)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("chown stdio: %w", err)
 		}
 	}
@@ -163,18 +168,26 @@ func (p *program) setUser() error {
 		groups[i] = int(g)
 	}
 	if err := unix.Setgroups(groups); err != nil {
-		return fmt.Errorf("set additional groups: %w", err)
+		return fmt.Errorf("set additional groups: %w", unmapped(err))
 	}
 	if err := unix.Setresgid(int(p.GID), int(p.GID), int(p.GID)); err != nil {
-		return fmt.Errorf("set gid %d: %w", p.GID, err)
+		return fmt.Errorf("set gid %d: %w", p.GID, unmapped(err))
 	}
 	if err := unix.Setresuid(int(p.UID), int(p.UID), int(p.UID)); err != nil {
-		return fmt.Errorf("set uid %d: %w", p.UID, err)
+		return fmt.Errorf("set uid %d: %w", p.UID, unmapped(err))
 	}
 	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("clear keep capabilities: %w", err)
 	}
 	return nil
+}
+
+// unmapped says what EINVAL means when an id is set.
+func unmapped(err error) error {
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("not mapped in the user namespace: %w", err)
+	}
+	return err
 }
 
 // verifyCwd makes sure that the working directory is inside the container.

@@ -26,6 +26,11 @@ func setupContainer(c *Container, p *program) error {
 	if err := setNames(c); err != nil {
 		return err
 	}
+	if c.NewNetNS {
+		if err := loopback(); err != nil {
+			return err
+		}
+	}
 	// What has to be taken from outside.
 	sysctl, err := unix.Open("/proc/sys", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -35,7 +40,11 @@ func setupContainer(c *Container, p *program) error {
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	trees, err := cloneSources(c.Mounts)
+	trees, err := takeTrees(c.Mounts)
+	if err != nil {
+		return err
+	}
+	nodes, err := takeNodes(c.Devices)
 	if err != nil {
 		return err
 	}
@@ -51,7 +60,7 @@ func setupContainer(c *Container, p *program) error {
 		}
 	}
 	if !bindsDev(c.Mounts) {
-		if err := setupDev(c.Devices); err != nil {
+		if err := setupDev(c.Devices, nodes); err != nil {
 			return err
 		}
 	}
@@ -69,10 +78,28 @@ func setupContainer(c *Container, p *program) error {
 	if err := reopenNull(); err != nil {
 		return fmt.Errorf("reopen /dev/null: %w", err)
 	}
-	if err := writeSysctl(sysctl, c.Sysctl); err != nil {
+	if err := WriteSysctl(sysctl, c.Sysctl); err != nil {
 		return err
 	}
 	return closeRoot(c)
+}
+
+// loopback brings up the one interface of a new network namespace.
+func loopback() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("bring up loopback: %w", err)
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
+		return fmt.Errorf("bring up loopback: %w", err)
+	}
+	return nil
 }
 
 func setNames(c *Container) error {
@@ -89,25 +116,44 @@ func setNames(c *Container) error {
 	return nil
 }
 
-// cloneSources makes a detached copy of each bind mount's source, by index.
-func cloneSources(mounts []Mount) (map[int]int, error) {
+// takeTrees makes the detached mounts that can be made outside only, by index: copies of the
+// sources of bind mounts, and new file systems of processes and devices, which a user namespace may
+// have only while it sees another one.
+func takeTrees(mounts []Mount) (map[int]int, error) {
 	trees := make(map[int]int)
 	for i := range mounts {
 		m := &mounts[i]
-		if m.Type != "bind" {
-			continue
+		var err error
+		switch m.Type {
+		case "bind":
+			flags := uint(unix.AT_SYMLINK_NOFOLLOW)
+			if m.Flags&unix.MS_REC != 0 {
+				flags |= unix.AT_RECURSIVE
+			}
+			if trees[i], err = cloneTree(unix.AT_FDCWD, m.Source, flags); err != nil {
+				return nil, fmt.Errorf("open source %q of mount at %q: %w", m.Source, m.Destination, err)
+			}
+		case "proc", "sysfs":
+			if trees[i], err = newTree(m); err != nil {
+				return nil, fmt.Errorf("mount %q to rootfs at %q: %w", m.Source, m.Destination, err)
+			}
 		}
-		flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_SYMLINK_NOFOLLOW)
-		if m.Flags&unix.MS_REC != 0 {
-			flags |= unix.AT_RECURSIVE
-		}
-		fd, err := unix.OpenTree(unix.AT_FDCWD, m.Source, flags)
-		if err != nil {
-			return nil, fmt.Errorf("open source %q of mount at %q: %w", m.Source, m.Destination, err)
-		}
-		trees[i] = fd
 	}
 	return trees, nil
+}
+
+func cloneTree(dir int, path string, flags uint) (int, error) {
+	return unix.OpenTree(dir, path, flags|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+}
+
+// newTree makes a new file system and leaves it attached nowhere.
+func newTree(m *Mount) (int, error) {
+	const at = "/proc"
+	if err := unix.Mount(m.Source, at, m.Type, m.Flags, m.Data); err != nil {
+		return -1, err
+	}
+	tree, err := cloneTree(unix.AT_FDCWD, at, 0)
+	return tree, errors.Join(err, unix.Unmount(at, unix.MNT_DETACH))
 }
 
 // enterRoot makes dir the root and working directory, and lets go of the old root.
@@ -255,6 +301,13 @@ func mount(m *Mount, tree int) error {
 		return err
 	}
 	defer unix.Close(target)
+	if m.Type == "proc" || m.Type == "sysfs" {
+		defer unix.Close(tree)
+		if err := attach(tree, target); err != nil {
+			return err
+		}
+		return setPropagation(m)
+	}
 	flags, data := m.Flags, m.Data
 	if staysWritable(m) {
 		flags &^= unix.MS_RDONLY
@@ -387,7 +440,7 @@ func makeReadonly(path string) error {
 		return err
 	}
 	defer unix.Close(target)
-	tree, err := unix.OpenTree(target, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
+	tree, err := cloneTree(target, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
 	if err != nil {
 		return err
 	}
@@ -425,7 +478,7 @@ func mask(path string) error {
 		return err
 	}
 	defer unix.Close(null)
-	tree, err := unix.OpenTree(null, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	tree, err := cloneTree(null, "", unix.AT_EMPTY_PATH)
 	if err != nil {
 		return err
 	}
@@ -435,9 +488,9 @@ func mask(path string) error {
 
 func missing(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) }
 
-// writeSysctl writes kernel parameters through dir, which is the agent's
+// WriteSysctl writes kernel parameters of the caller's namespaces through dir, which is the agent's
 // /proc/sys: the container's could be anything.
-func writeSysctl(dir int, values []Sysctl) error {
+func WriteSysctl(dir int, values []Sysctl) error {
 	for _, v := range values {
 		path := strings.ReplaceAll(v.Name, ".", "/")
 		fd, err := unix.Openat2(dir, path, &unix.OpenHow{

@@ -115,6 +115,19 @@ func (s *IO) makeChild(fd int, pipe bool) error {
 // Child returns the process's descriptors 0, 1 and 2.
 func (s *IO) Child() []*os.File { return s.child }
 
+// Chown gives the process's pipes an owner, so that it can open its /dev/stdout and the like.
+func (s *IO) Chown(uid, gid int) error {
+	for fd, pipe := range s.pipes {
+		if pipe == nil {
+			continue
+		}
+		if err := unix.Fchown(int(s.child[fd].Fd()), uid, gid); err != nil {
+			return fmt.Errorf("chown stdio: %w", err)
+		}
+	}
+	return nil
+}
+
 // CloseChild closes the process's descriptors here, once it has copies of its own.
 func (s *IO) CloseChild() {
 	for _, f := range s.child {
