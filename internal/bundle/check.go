@@ -167,6 +167,15 @@ func (c *checker) process(p *specs.Process, at string) error {
 	if err := c.rlimits(p.Rlimits, at+"rlimits"); err != nil {
 		return err
 	}
+	if err := c.scheduler(at+"scheduler", p.Scheduler); err != nil {
+		return err
+	}
+	if err := c.ioPriority(at+"ioPriority", p.IOPriority); err != nil {
+		return err
+	}
+	if err := c.affinity(at+"execCPUAffinity", p.ExecCPUAffinity); err != nil {
+		return err
+	}
 	c.capabilities(p.Capabilities)
 	return nil
 }
@@ -344,6 +353,12 @@ func (c *checker) linux(l *specs.Linux, namespaces map[specs.LinuxNamespaceType]
 		return err
 	}
 	if err := c.seccomp(l.Seccomp); err != nil {
+		return err
+	}
+	if err := c.personality("linux.personality", l.Personality); err != nil {
+		return err
+	}
+	if err := c.memoryPolicy("linux.memoryPolicy", l.MemoryPolicy); err != nil {
 		return err
 	}
 	if l.Resources == nil {

@@ -43,6 +43,9 @@ func (b *Bundle) GuestSpec(root string, bindSource map[int]string) ([]byte, erro
 	spec.Process = process
 	linux := *b.Spec.Linux
 	linux.CgroupsPath, linux.Seccomp = "", nil // Seccomp goes as a program
+	if p := linux.Personality; p != nil {
+		linux.Personality = &specs.LinuxPersonality{Domain: p.Domain}
+	}
 	spec.Linux = &linux
 	spec.Hooks = guestHooks(b.Spec.Hooks)
 	if spec.Hooks == nil {
@@ -92,7 +95,7 @@ func GuestResources(r *specs.LinuxResources) ([]byte, error) {
 // guestProcess is a copy without what was warned of as ignored.
 func guestProcess(p *specs.Process) *specs.Process {
 	q := *p
-	q.User.Username = ""
+	q.User.Username, q.ApparmorProfile = "", ""
 	if p.Capabilities != nil {
 		q.Capabilities = &specs.LinuxCapabilities{
 			Bounding:    knownOnly(p.Capabilities.Bounding),

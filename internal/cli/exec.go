@@ -25,8 +25,8 @@ func (a *app) execCommand() *urfave.Command {
 		Category:     groupProcess,
 		StopOnNthArg: new(1),
 		Description: `The process gets the environment, user, working directory, capabilities and
-limits of the container's own process, as the options change them, or all of it
-from the file of --process. Options end at the container's id.
+limits of the container's own process, as the options change them, or all that
+the file of --process has. Options end at the container's id.
 
 The exit status is that of the process, 128+n after signal n; 127 when the
 command was not found, 126 when it cannot be executed, 255 for other errors.
@@ -44,6 +44,9 @@ Examples:
 			}
 			err := inContainer(ctx, cmd, func(ctx context.Context, cmd *urfave.Command, id string) error {
 				opts.edit.args = cmd.Args().Tail()
+				if cmd.IsSet("no-new-privs") {
+					opts.edit.noNewPrivs = &opts.noNewPrivs
+				}
 				if len(opts.edit.args) > 0 && opts.edit.args[0] == "--" {
 					opts.edit.args = opts.edit.args[1:]
 				}
@@ -65,6 +68,7 @@ type execOptions struct {
 	preserveFDs   int
 	detach        bool
 	ignorePaused  bool
+	noNewPrivs    bool
 	refused       map[string]*string // flags of runc that runv does not have, by name
 }
 
@@ -77,7 +81,7 @@ func (o *execOptions) flags() []urfave.Flag {
 		&urfave.StringFlag{Name: "cwd", Destination: &o.edit.cwd, Usage: "work in `DIR` of the container"},
 		&urfave.Int64SliceFlag{Name: "additional-gids", Aliases: []string{"g"}, Destination: &o.edit.gids, Usage: "add the group `GID`; repeatable"},
 		&urfave.StringSliceFlag{Name: "cap", Aliases: []string{"c"}, Destination: &o.edit.caps, Usage: "add the capability `CAP`; repeatable"},
-		&urfave.BoolFlag{Name: "no-new-privs", Destination: &o.edit.noNewPrivs, Usage: "forbid the process to gain privileges"},
+		&urfave.BoolFlag{Name: "no-new-privs", Destination: &o.noNewPrivs, Usage: "forbid the process to gain privileges"},
 		&urfave.StringFlag{Name: "process", Aliases: []string{"p"}, Destination: &o.process, TakesFile: true, Usage: "take the process from the JSON in `FILE`"},
 		&urfave.BoolFlag{Name: "detach", Aliases: []string{"d"}, Destination: &o.detach, Usage: "return when the process runs"},
 		&urfave.StringFlag{Name: "pid-file", Destination: &o.pidFile, TakesFile: true, Usage: "write the pid of the process's stand-in to `FILE`"},
@@ -155,12 +159,12 @@ func execAllowed(status state.Status, ignorePaused bool) error {
 
 // load makes the process to execute.
 func (o *execOptions) load(bundleDir string) (*specs.Process, error) {
-	if o.process != "" {
-		return processFile(o.process)
-	}
 	p, err := containerProcess(bundleDir)
 	if err != nil {
 		return nil, err
+	}
+	if o.process != "" {
+		return processFile(o.process, p)
 	}
 	return p, o.edit.apply(p)
 }

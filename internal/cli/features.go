@@ -66,9 +66,13 @@ func supported() *features.Features {
 				KnownFlags:     seccomp.Flags(),
 				SupportedFlags: seccomp.Flags(),
 			},
-			Apparmor:   &features.Apparmor{Enabled: new(honoured("process.apparmorProfile"))},
-			Selinux:    &features.Selinux{Enabled: new(honoured("process.selinuxLabel"))},
-			IntelRdt:   &features.IntelRdt{Enabled: new(honoured("linux.intelRdt"))},
+			Apparmor: &features.Apparmor{Enabled: new(honoured("process.apparmorProfile"))},
+			Selinux:  &features.Selinux{Enabled: new(honoured("process.selinuxLabel"))},
+			IntelRdt: &features.IntelRdt{Enabled: new(honoured("linux.intelRdt"))},
+			MemoryPolicy: &features.MemoryPolicy{
+				Modes: bundle.MemoryPolicyModes(),
+				Flags: bundle.MemoryPolicyFlags(),
+			},
 			NetDevices: &features.NetDevices{Enabled: new(honoured("linux.netDevices"))},
 			MountExtensions: &features.MountExtensions{
 				IDMap: &features.IDMap{Enabled: new(honoured("mounts[].uidMappings"))},

@@ -196,7 +196,7 @@ func TestProcessEdit(t *testing.T) {
 	}
 	edit := processEdit{
 		args: []string{"ls", "-l"}, cwd: "/tmp", env: []string{"A=x,y=z", "NEW="}, user: "7", gids: []int64{8},
-		caps: []string{"CAP_KILL", "net_admin"}, noNewPrivs: true,
+		caps: []string{"CAP_KILL", "net_admin"}, noNewPrivs: new(true),
 	}
 	assert.NilError(t, edit.apply(p))
 	want := &specs.Process{

@@ -28,7 +28,7 @@ type processEdit struct {
 	user       string   // UID[:GID]
 	gids       []int64
 	caps       []string
-	noNewPrivs bool
+	noNewPrivs *bool
 }
 
 // apply changes the container's own process into the one to execute.
@@ -63,7 +63,9 @@ func (e processEdit) apply(p *specs.Process) error {
 		p.User.AdditionalGids = append(p.User.AdditionalGids, uint32(gid))
 	}
 	addCapabilities(p, e.caps)
-	p.NoNewPrivileges = p.NoNewPrivileges || e.noNewPrivs
+	if e.noNewPrivs != nil {
+		p.NoNewPrivileges = *e.noNewPrivs
+	}
 	return nil
 }
 
@@ -94,9 +96,9 @@ func parseID(s string) (uint32, error) {
 	return uint32(id), nil
 }
 
-// addCapabilities adds to all sets but the inheritable and ambient ones: those
-// would give the capabilities to programs that the process executes as another
-// user, which nobody asked for.
+// addCapabilities adds to all sets but the inheritable one, which would give the
+// capabilities to programs that the process executes as another user, which nobody asked
+// for. Where the container has inheritable ones, the new ones are ambient, as under runc.
 func addCapabilities(p *specs.Process, caps []string) {
 	if len(caps) == 0 {
 		return
@@ -109,7 +111,11 @@ func addCapabilities(p *specs.Process, caps []string) {
 		if !strings.HasPrefix(name, "CAP_") {
 			name = "CAP_" + name
 		}
-		for _, set := range []*[]string{&p.Capabilities.Bounding, &p.Capabilities.Effective, &p.Capabilities.Permitted} {
+		sets := []*[]string{&p.Capabilities.Bounding, &p.Capabilities.Effective, &p.Capabilities.Permitted}
+		if p.Capabilities.Inheritable != nil {
+			sets = append(sets, &p.Capabilities.Ambient)
+		}
+		for _, set := range sets {
 			if !slices.Contains(*set, name) {
 				*set = append(*set, name)
 			}
@@ -145,8 +151,9 @@ func containerProcess(bundleDir string) (*specs.Process, error) {
 	return config.Process, nil
 }
 
-// processFile reads the file of --process.
-func processFile(path string) (*specs.Process, error) {
+// processFile reads the file of --process. What the process does not say it has from the
+// container's own process, as under runc.
+func processFile(path string, own *specs.Process) (*specs.Process, error) {
 	data, err := readConfig(path)
 	if err != nil {
 		return nil, fmt.Errorf("--process: %w", err)
@@ -155,7 +162,22 @@ func processFile(path string) (*specs.Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--process=%s: %w", path, err)
 	}
+	inherit(&p.Capabilities, own.Capabilities)
+	inherit(&p.OOMScoreAdj, own.OOMScoreAdj)
+	inherit(&p.User.Umask, own.User.Umask)
+	inherit(&p.Scheduler, own.Scheduler)
+	inherit(&p.IOPriority, own.IOPriority)
+	inherit(&p.ExecCPUAffinity, own.ExecCPUAffinity)
+	if len(p.Rlimits) == 0 {
+		p.Rlimits = own.Rlimits
+	}
 	return p, nil
+}
+
+func inherit[T any](p **T, own *T) {
+	if *p == nil {
+		*p = own
+	}
 }
 
 func readConfig(path string) ([]byte, error) {

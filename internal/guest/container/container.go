@@ -79,7 +79,7 @@ type Container struct {
 	set        *Set
 	id         string
 	namespaces namespaces
-	seccomp    *stage.Seccomp // of all its processes; nil: none
+	shared     stage.Shared
 	group      *cgroup.Group
 
 	mu       sync.Mutex
@@ -161,11 +161,14 @@ func (s *Set) Create(ctx context.Context, id, bundle string, specJSON []byte, fi
 	if err != nil {
 		return 0, invalid("linux.resources: %w", err)
 	}
-	if cfg.Process.Seccomp, err = translateSeccomp(filter); err != nil {
+	if cfg.Process.Shared, err = translateShared(spec.Linux); err != nil {
+		return 0, err
+	}
+	if cfg.Process.Shared.Seccomp, err = translateSeccomp(filter); err != nil {
 		return 0, err
 	}
 	c := &Container{
-		set: s, id: id, namespaces: ns, seccomp: cfg.Process.Seccomp, status: creating,
+		set: s, id: id, namespaces: ns, shared: cfg.Process.Shared, status: creating,
 		execs: make(map[string]*process), lingers: make(map[*process]struct{}),
 	}
 	if err := s.reserve(c); err != nil {
@@ -274,7 +277,10 @@ func (c *Container) Exec(ctx context.Context, execID string, processJSON []byte,
 	if err != nil {
 		return 0, err
 	}
-	sp.Seccomp = c.seccomp
+	if err := translateAffinity(sp, spec.ExecCPUAffinity); err != nil {
+		return 0, err
+	}
+	sp.Shared = c.shared
 	if err := c.reserveExec(execID); err != nil {
 		return 0, err
 	}

@@ -117,6 +117,9 @@ func translateProcess(s *specs.Process) (*stage.Process, error) {
 		}
 		p.Rlimits = append(p.Rlimits, stage.Rlimit{Resource: resource, Soft: l.Soft, Hard: l.Hard})
 	}
+	if err := translateScheduling(p, s); err != nil {
+		return nil, err
+	}
 	if c := s.Capabilities; c != nil {
 		bits := capabilityBits()
 		p.Capabilities = stage.Capabilities{

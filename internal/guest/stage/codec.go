@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"runv/internal/guest/fault"
 )
@@ -35,7 +36,7 @@ func (x *coder) uint64(v *uint64) {
 }
 
 // integer codes any integer by its 64 bits.
-func integer[T ~int | ~uint16 | ~uint32 | ~uint64 | ~uintptr](x *coder, v *T) {
+func integer[T ~int | ~int32 | ~uint16 | ~uint32 | ~uint64 | ~uintptr](x *coder, v *T) {
 	n := uint64(*v)
 	x.uint64(&n)
 	*v = T(n)
@@ -143,14 +144,40 @@ func (p *Process) code(x *coder) {
 		x.uint64(&l.Hard)
 	})
 	x.bool(&p.NoNewPrivs)
-	optional(x, &p.Seccomp, func(x *coder, s *Seccomp) {
-		list(x, &s.Program, (*coder).uint64)
-		integer(x, &s.Flags)
-	})
 	optional(x, &p.OOMScoreAdj, integer[int])
+	optional(x, &p.Scheduler, func(x *coder, s *Scheduler) {
+		integer(x, &s.Policy)
+		integer(x, &s.Nice)
+		integer(x, &s.Priority)
+		for _, v := range []*uint64{&s.Flags, &s.Runtime, &s.Deadline, &s.Period} {
+			x.uint64(v)
+		}
+	})
+	optional(x, &p.IOPriority, integer[uint32])
+	optional(x, &p.Affinity.Initial, codeSet)
+	optional(x, &p.Affinity.Final, codeSet)
 	x.bool(&p.Terminal)
 	integer(x, &p.Width)
 	integer(x, &p.Height)
+	p.Shared.code(x)
+}
+
+func (s *Shared) code(x *coder) {
+	optional(x, &s.Seccomp, func(x *coder, s *Seccomp) {
+		list(x, &s.Program, (*coder).uint64)
+		integer(x, &s.Flags)
+	})
+	optional(x, &s.Personality, integer[uint32])
+	optional(x, &s.MemoryPolicy, func(x *coder, p *MemoryPolicy) {
+		integer(x, &p.Mode)
+		codeSet(x, &p.Nodes)
+	})
+}
+
+func codeSet(x *coder, set *unix.CPUSet) {
+	for i := range set {
+		integer(x, &set[i])
+	}
 }
 
 func (c *Container) code(x *coder) {

@@ -39,7 +39,7 @@ func fill(v reflect.Value, n *uint64) {
 		v.SetString(fmt.Sprint("text", *n))
 	case reflect.Bool:
 		v.SetBool(true)
-	case reflect.Int:
+	case reflect.Int, reflect.Int32:
 		v.SetInt(-int64(*n))
 	case reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
 		v.SetUint(*n)

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // Name is argv[0] of a stage.
@@ -51,11 +52,41 @@ type Process struct {
 	Capabilities Capabilities
 	Rlimits      []Rlimit
 	NoNewPrivs   bool
-	Seccomp      *Seccomp // nil: none
 	OOMScoreAdj  *int
+	Scheduler    *Scheduler
+	IOPriority   *uint32 // as ioprio_set(2) takes it
+	Affinity     Affinity
 	Terminal     bool
 	Width        uint16 // of the terminal; 0: leave
 	Height       uint16
+	Shared       Shared
+}
+
+// Shared is what all processes of a container have in common.
+type Shared struct {
+	Seccomp      *Seccomp // nil: none
+	Personality  *uint32  // as personality(2) takes it
+	MemoryPolicy *MemoryPolicy
+}
+
+// Scheduler is what sched_setattr(2) takes.
+type Scheduler struct {
+	Policy                    uint32
+	Flags                     uint64
+	Nice                      int32
+	Priority                  uint32
+	Runtime, Deadline, Period uint64 // ns
+}
+
+// Affinity is where an exec may run: while it is set up, and as the program. nil: leave.
+type Affinity struct {
+	Initial, Final *unix.CPUSet
+}
+
+// MemoryPolicy is what set_mempolicy(2) takes.
+type MemoryPolicy struct {
+	Mode  int // MPOL_*, with MPOL_F_*
+	Nodes unix.CPUSet
 }
 
 // Seccomp is a filter of system calls.

@@ -46,6 +46,9 @@ func run() error {
 		return fmt.Errorf("read configuration: %w", err)
 	}
 	p := &program{Process: cfg.Process}
+	if err := setAffinity("initial", p.Affinity.Initial); err != nil {
+		return err
+	}
 	if cfg.UserNS {
 		err = enterUserNS()
 	} else {

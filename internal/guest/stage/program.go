@@ -89,6 +89,9 @@ func (p *program) prepare() error {
 			return fmt.Errorf("set no_new_privs: %w", err)
 		}
 	}
+	if err := p.setScheduling(); err != nil {
+		return err
+	}
 	if err := p.Capabilities.dropBounding(); err != nil {
 		return err
 	}
@@ -102,7 +105,7 @@ func (p *program) prepare() error {
 		cwdErr = unix.Chdir(p.Cwd)
 	}
 	if cwdErr != nil {
-		return fmt.Errorf("chdir to cwd (%q) set in config.json: %w", p.Cwd, cwdErr)
+		return fmt.Errorf("chdir to cwd (%q) set in config.json failed: %w", p.Cwd, cwdErr)
 	}
 	if err := verifyCwd(); err != nil {
 		return err

@@ -9,7 +9,7 @@ import (
 // spareCapabilities are those that filter needs and the program may not have: without
 // no_new_privs the kernel takes a filter from CAP_SYS_ADMIN only.
 func (p *program) spareCapabilities() uint64 {
-	if p.Seccomp == nil || p.NoNewPrivs || p.Capabilities.Effective&p.Capabilities.Permitted&(1<<unix.CAP_SYS_ADMIN) != 0 {
+	if p.Shared.Seccomp == nil || p.NoNewPrivs || p.Capabilities.Effective&p.Capabilities.Permitted&(1<<unix.CAP_SYS_ADMIN) != 0 {
 		return 0
 	}
 	return 1 << unix.CAP_SYS_ADMIN
@@ -18,7 +18,7 @@ func (p *program) spareCapabilities() uint64 {
 // filter loads the filter as the last step before execve, so that it need not allow
 // what the stage does but for one capset, without no_new_privs.
 func (p *program) filter() error {
-	if p.Seccomp == nil {
+	if p.Shared.Seccomp == nil {
 		return nil
 	}
 	spare := p.spareCapabilities()
@@ -28,7 +28,7 @@ func (p *program) filter() error {
 		}
 	}
 	// Only this thread is left after execve: there is none to synchronize with.
-	if err := setFilter(p.Seccomp.Program, p.Seccomp.Flags); err != nil {
+	if err := setFilter(p.Shared.Seccomp.Program, p.Shared.Seccomp.Flags); err != nil {
 		return fmt.Errorf("load seccomp filter: %w", err)
 	}
 	if spare != 0 {
