@@ -57,6 +57,14 @@ type Bind struct {
 	Source    string // absolute path on the host
 	Recursive bool   // with what is mounted below the source
 	ReadOnly  bool
+	IDMap     *IDMap // nil: files belong to whom they belong on the host
+}
+
+// IDMap maps the ids that the files of a bind mount have (ContainerID) to those that they seem to
+// have (HostID).
+type IDMap struct {
+	UIDs, GIDs []specs.LinuxIDMapping
+	Recursive  bool // also in what is mounted below the source
 }
 
 // Load reads and validates the bundle in dir, which may be relative to the
@@ -144,6 +152,7 @@ func (b *Bundle) Binds() []Bind {
 				Source:    b.abs(m.Source),
 				Recursive: slices.Contains(m.Options, "rbind"),
 				ReadOnly:  readOnly(m),
+				IDMap:     b.idMapOf(m),
 			})
 		}
 	}

@@ -90,7 +90,7 @@ func (c *checker) spec(s *specs.Spec) error {
 	if err := c.hooks(s.Hooks); err != nil {
 		return err
 	}
-	if err := c.mounts(s.Mounts); err != nil {
+	if err := c.mounts(s); err != nil {
 		return err
 	}
 	namespaces, err := c.namespaces(s.Linux.Namespaces)
@@ -334,9 +334,9 @@ func (c *checker) linux(l *specs.Linux, namespaces map[specs.LinuxNamespaceType]
 		return err
 	}
 	switch l.RootfsPropagation {
-	case "", "private", "rprivate", "slave", "rslave":
-	case "shared", "rshared", "unbindable", "runbindable":
-		return c.refused("linux.rootfsPropagation", "%s is not supported", l.RootfsPropagation)
+	case "", "private", "rprivate", "slave", "rslave", "unbindable", "runbindable":
+	case "shared", "rshared":
+		c.warn("linux.rootfsPropagation: %s ends at the VM: mounts that are made in it do not reach the host", l.RootfsPropagation)
 	default:
 		return c.invalid("linux.rootfsPropagation", "%s is not known", quote(l.RootfsPropagation))
 	}

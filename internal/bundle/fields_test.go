@@ -54,8 +54,8 @@ func TestTableIsComplete(t *testing.T) {
 func TestMountOptions(t *testing.T) {
 	options := bundle.MountOptions()
 	assert.Assert(t, slices.IsSorted(options))
-	for _, o := range []string{"ro", "rbind", "rslave", "rro", "tmpcopyup"} {
+	for _, o := range []string{"ro", "rbind", "rslave", "rro", "tmpcopyup", "rshared", "idmap", "ridmap"} {
 		assert.Assert(t, slices.Contains(options, o))
 	}
-	assert.Assert(t, !slices.Contains(options, "rshared"))
+	assert.Assert(t, !slices.Contains(options, "size"))
 }

@@ -35,8 +35,10 @@ func (b *Bundle) GuestSpec(root string, bindSource map[int]string) ([]byte, erro
 		}
 		m := &spec.Mounts[bind.Index]
 		m.Type, m.Source = "bind", source
+		m.UIDMappings, m.GIDMappings = nil, nil // the host has mapped them
+		m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return idOptions[o] })
 		if !slices.Contains(m.Options, "bind") && !bind.Recursive {
-			m.Options = append(slices.Clone(m.Options), "bind")
+			m.Options = append(m.Options, "bind")
 		}
 	}
 	process := guestProcess(spec.Process)

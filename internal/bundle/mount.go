@@ -20,18 +20,17 @@ var mountFlags = options(`
 	mand noatime nodev nodiratime noexec noiversion nolazytime nomand
 	norelatime nostrictatime nosuid nosymfollow rbind relatime remount ro rw
 	silent strictatime suid symfollow sync
-	private rprivate slave rslave unbindable runbindable
+	private rprivate slave rslave shared rshared unbindable runbindable`)
+
+// recOptions set attributes of a bind mount and of all below it.
+var recOptions = options(`
 	rro rrw rnosuid rsuid rnodev rdev rnoexec rexec rnodiratime rdiratime
 	rrelatime rnorelatime rnoatime ratime rstrictatime rnostrictatime
 	rnosymfollow rsymfollow`)
 
-// refusedOptions are known and cannot be honoured.
-var refusedOptions = map[string]string{
-	"shared":  "mounts made in the VM cannot reach the host",
-	"rshared": "mounts made in the VM cannot reach the host",
-	"idmap":   notYet,
-	"ridmap":  notYet,
-}
+// superOptions are those of mountFlags that belong to a file system as a whole. On a bind mount the
+// kernel ignores them.
+var superOptions = options(`async dirsync iversion lazytime mand noiversion nolazytime nomand sync silent loud`)
 
 func options(list string) map[string]bool {
 	m := map[string]bool{}
@@ -44,8 +43,10 @@ func options(list string) map[string]bool {
 // MountOptions lists the mount options that have a meaning of their own, sorted.
 func MountOptions() []string {
 	list := []string{"tmpcopyup"}
-	for o := range mountFlags {
-		list = append(list, o)
+	for _, set := range []map[string]bool{mountFlags, recOptions, idOptions} {
+		for o := range set {
+			list = append(list, o)
+		}
 	}
 	slices.Sort(list)
 	return list
@@ -71,13 +72,58 @@ func readOnly(m *specs.Mount) bool {
 	return ro
 }
 
-func (c *checker) mounts(mounts []specs.Mount) error {
-	for i := range mounts {
-		if err := c.mount(&mounts[i], fmt.Sprintf("mounts[%d]", i)); err != nil {
+func (c *checker) mounts(s *specs.Spec) error {
+	for i := range s.Mounts {
+		at := fmt.Sprintf("mounts[%d]", i)
+		if err := c.mount(&s.Mounts[i], at); err != nil {
+			return err
+		}
+		if err := c.idMap(&s.Mounts[i], at, len(s.Linux.UIDMappings) > 0); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// idOptions make a bind mount one that maps the ids of its files, by the mount's mappings or
+// else by those of the container's user namespace.
+var idOptions = options(`idmap ridmap`)
+
+// idMap checks the mappings of a mount.
+func (c *checker) idMap(m *specs.Mount, at string, userNS bool) error {
+	uids, gids := len(m.UIDMappings) > 0, len(m.GIDMappings) > 0
+	asked := slices.IndexFunc(m.Options, func(o string) bool { return idOptions[o] })
+	switch {
+	case !uids && !gids && asked < 0:
+		return nil
+	case !isBind(m) && asked >= 0:
+		return c.invalid(fmt.Sprintf("%s.options[%d]", at, asked), "%s is for bind mounts", m.Options[asked])
+	case !isBind(m):
+		return c.invalid(at+".uidMappings", "only bind mounts can have mappings")
+	case !uids && gids:
+		return c.invalid(at+".uidMappings", "must be given with gidMappings")
+	case uids && !gids:
+		return c.invalid(at+".gidMappings", "must be given with uidMappings")
+	case !uids && !userNS:
+		return c.invalid(fmt.Sprintf("%s.options[%d]", at, asked), "%s needs mappings, of the mount or of a user namespace", m.Options[asked])
+	}
+	if err := c.mappings(at+".uidMappings", m.UIDMappings); err != nil {
+		return err
+	}
+	return c.mappings(at+".gidMappings", m.GIDMappings)
+}
+
+// idMapOf returns the mappings of a bind mount; nil: none.
+func (b *Bundle) idMapOf(m *specs.Mount) *IDMap {
+	own := len(m.UIDMappings) > 0
+	if !own && !slices.ContainsFunc(m.Options, func(o string) bool { return idOptions[o] }) {
+		return nil
+	}
+	ids := &IDMap{UIDs: m.UIDMappings, GIDs: m.GIDMappings, Recursive: slices.Contains(m.Options, "ridmap")}
+	if !own {
+		ids.UIDs, ids.GIDs = b.Spec.Linux.UIDMappings, b.Spec.Linux.GIDMappings
+	}
+	return ids
 }
 
 func (c *checker) mount(m *specs.Mount, at string) error {
@@ -108,14 +154,18 @@ func (c *checker) mount(m *specs.Mount, at string) error {
 		if err := c.text(field, o); err != nil {
 			return err
 		}
-		name, _, _ := strings.Cut(o, "=") // "idmap=..."
-		switch why, refused := refusedOptions[name]; {
-		case refused:
-			return c.refused(field, "%s: %s", quote(o), why)
+		switch {
+		case idOptions[o]:
 		case o == "tmpcopyup" && m.Type != "tmpfs":
-			return c.invalid(field, "%s is for tmpfs", quote(o))
-		case bind && !mountFlags[o]:
+			c.warn("%s: ignored: %s is for tmpfs", field, o)
+		case recOptions[o] && !bind:
+			c.warn("%s: ignored: %s is for bind mounts", field, o)
+		case bind && !mountFlags[o] && !recOptions[o]:
 			return c.invalid(field, "%s is not an option of a bind mount", quote(o))
+		case bind && superOptions[o]:
+			c.warn("%s: ignored: %s has no effect on a bind mount", field, o)
+		case bind && (o == "shared" || o == "rshared"):
+			c.warn("%s: %s ends at the VM: mounts that are made in it do not reach the host", field, o)
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	agentv1 "runv/api/agent/v1"
 	"runv/internal/agentclient"
@@ -205,11 +206,26 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	})
 }
 
+func idMap(m *bundle.IDMap) *storage.IDMap {
+	if m == nil {
+		return nil
+	}
+	ranges := func(list []specs.LinuxIDMapping) (ids []storage.IDRange) {
+		for _, r := range list {
+			ids = append(ids, storage.IDRange{Inside: r.ContainerID, Outside: r.HostID, Size: r.Size})
+		}
+		return ids
+	}
+	return &storage.IDMap{UIDs: ranges(m.UIDs), GIDs: ranges(m.GIDs), Recursive: m.Recursive}
+}
+
 // addToShare makes the container's root and bind mounts visible to the VM.
 func (p *Pod) addToShare(ctx context.Context, c *container, b *bundle.Bundle) (storage.Mapping, error) {
 	binds := make(map[int]storage.Bind)
 	for _, bind := range b.Binds() {
-		binds[bind.Index] = storage.Bind{Source: bind.Source, Recursive: bind.Recursive, ReadOnly: bind.ReadOnly}
+		binds[bind.Index] = storage.Bind{
+			Source: bind.Source, Recursive: bind.Recursive, ReadOnly: bind.ReadOnly, IDMap: idMap(bind.IDMap),
+		}
 	}
 	root := storage.Root{Path: b.Rootfs, ReadOnly: b.Spec.Root.Readonly}
 	for _, point := range b.MountPoints() {

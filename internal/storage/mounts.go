@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"strings"
 
 	"github.com/containerd/errdefs"
+	securejoin "github.com/cyphar/filepath-securejoin"
 	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"golang.org/x/sys/unix"
 
@@ -28,6 +30,7 @@ type treeOptions struct {
 	readOnly      bool
 	readOnlyBelow bool // what is mounted below, too
 	mustBeDir     bool
+	ids           *IDMap
 	points        []MountPoint // to make where they are missing, first
 }
 
@@ -97,6 +100,11 @@ func cloneTree(path string, opts treeOptions) (_ tree, err error) {
 			t.close()
 		}
 	}()
+	if opts.ids != nil {
+		if err = opts.ids.apply(t.fd); err != nil {
+			return tree{}, err
+		}
+	}
 	// The daemon needs none of these on the host. What a device node or a
 	// set-user-id bit means to the guest is the guest's affair.
 	all := unix.MountAttr{
@@ -150,9 +158,17 @@ func makeMountPoint(root *os.File, p MountPoint) error {
 	if !errors.Is(err, unix.ENOENT) {
 		return err
 	}
-	parent := p.Path
+	// Links may lead to what is missing. Whoever changes them meanwhile gets an error, or something
+	// else in the root.
+	base := fmt.Sprintf("/proc/self/fd/%d", root.Fd())
+	point, err := securejoin.SecureJoin(base, p.Path)
+	if err != nil {
+		return err
+	}
+	point = "/" + strings.TrimPrefix(strings.TrimPrefix(point, base), "/")
+	parent := point
 	if p.File {
-		parent = path.Dir(p.Path)
+		parent = path.Dir(point)
 	}
 	made, err := pathrs.MkdirAllHandle(root, parent, 0o755)
 	if err != nil {
@@ -162,8 +178,8 @@ func makeMountPoint(root *os.File, p MountPoint) error {
 	if !p.File {
 		return nil
 	}
-	err = unix.Mknodat(int(made.Fd()), path.Base(p.Path), unix.S_IFREG|0o644, 0)
-	if errors.Is(err, unix.EEXIST) { // a link to nowhere: the guest says what it thinks of it
+	err = unix.Mknodat(int(made.Fd()), path.Base(point), unix.S_IFREG|0o644, 0)
+	if errors.Is(err, unix.EEXIST) { // by somebody else, just now
 		return nil
 	}
 	return err

@@ -70,6 +70,7 @@ type Bind struct {
 	Source    string // absolute
 	Recursive bool   // with what is mounted below it
 	ReadOnly  bool   // with Recursive also what is mounted below it
+	IDMap     *IDMap // nil: the files' owners are those on the host
 }
 
 // Mapping tells where the guest finds what Add added.
@@ -259,8 +260,9 @@ func (s *Share) add(ctx context.Context, id string, root Root, binds map[int]Bin
 	}
 	for n, b := range binds {
 		at := path.Join(id, "mounts", strconv.Itoa(n))
-		if err := s.mount(ctx, c, at, b.Source, treeOptions{recursive: b.Recursive, readOnly: b.ReadOnly, readOnlyBelow: b.ReadOnly && b.Recursive}); err != nil {
-			return Mapping{}, err
+		opts := treeOptions{recursive: b.Recursive, readOnly: b.ReadOnly, readOnlyBelow: b.ReadOnly && b.Recursive, ids: b.IDMap}
+		if err := s.mount(ctx, c, at, b.Source, opts); err != nil {
+			return Mapping{}, fmt.Errorf("mounts[%d]: %w", n, err)
 		}
 		m.Binds[n] = path.Join(GuestDir, at)
 	}

@@ -163,6 +163,14 @@ func TestTimeAndUserNamespaces(t *testing.T) {
 		s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Access: "rwm"})
 	})
 	inUserNS(t, e, bundle)
+	volume := filepath.Join(e.Dir, "volume")
+	assert.NilError(t, os.Mkdir(volume, 0o755))
+	assert.NilError(t, os.Chown(volume, 0, 7))
+	e.EditSpec(bundle, func(s *specs.Spec) {
+		for at, options := range map[string][]string{"/plain": {"bind"}, "/idmap": {"bind", "idmap"}, "/single": {"bind", "ridmap", "ro"}} {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: at, Type: "bind", Source: volume, Options: options})
+		}
+	})
 	e.OK("run", "--detach", "--bundle", bundle, "box")
 	sh := func(script string) string {
 		t.Helper()
@@ -183,14 +191,31 @@ func TestTimeAndUserNamespaces(t *testing.T) {
 	// The group is the namespace's root's, who can make groups in it.
 	assert.Equal(t, sh("stat -c %u /sys/fs/cgroup /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/pids.max"), "0\n0\n65534\n")
 	assert.Equal(t, sh("echo reopened >/dev/stdout"), "reopened\n")
+	// Files belong to whom they belong on the host, or to whom the mount says.
+	assert.Equal(t, sh("stat -c '%u %g' /plain /idmap /single; touch /idmap/new && stat -c '%u %g' /idmap/new; touch /single/x || touch /plain/x || echo denied"),
+		"65534 65534\n0 7\n0 7\n0 0\ndenied\n")
+	fi, err := os.Stat(filepath.Join(volume, "new"))
+	assert.NilError(t, err)
+	assert.Equal(t, owner(fi), "0:0")
 	e.OK("kill", "box")
 	e.AwaitStatus("box", specs.StateStopped)
+
+	// The host's kernel cannot map the ids of all file systems.
+	bad := e.Bundle([]string{"true"}, func(s *specs.Spec) {
+		ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 1, Size: 1}}
+		s.Mounts = append(s.Mounts, specs.Mount{
+			Destination: "/x", Type: "bind", Source: "/proc", Options: []string{"bind"}, UIDMappings: ids, GIDMappings: ids,
+		})
+	})
+	r := e.Run("run", "--bundle", bad, "bad")
+	assert.Equal(t, r.Code, 1)
+	assert.Assert(t, cmp.Contains(r.Stderr, "mounts[7]: bind /proc: map ids: the kernel cannot do that on this file system"))
 
 	past := e.Bundle([]string{"true"}, func(s *specs.Spec) {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
 		s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: -86400}}
 	})
-	r := e.Run("run", "--bundle", past, "past")
+	r = e.Run("run", "--bundle", past, "past")
 	assert.Equal(t, r.Code, 1)
 	assert.Assert(t, cmp.Contains(r.Stderr, "linux.timeOffsets"))
 }

@@ -17,11 +17,16 @@ import (
 // openFiles is how many files the agent may have open: some for each process.
 const openFiles = 1 << 16
 
-// RaiseLimits lets the agent serve many processes.
+// RaiseLimits lets the agent serve many processes, and a container have many mounts: until it is in place
+// each counts as a mount namespace, of which the kernel allows fewer the less memory there is.
 func RaiseLimits() error {
 	err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: openFiles, Max: 1 << 20})
 	if err != nil {
 		return fmt.Errorf("raise limit of open files: %w", err)
+	}
+	err = os.WriteFile("/proc/sys/user/max_mnt_namespaces", []byte("1000000"), 0)
+	if err != nil {
+		return fmt.Errorf("raise limit of mount namespaces: %w", err)
 	}
 	return nil
 }

@@ -411,22 +411,69 @@ func TestHostileRootStaysInside(t *testing.T) {
 	}
 	up := strings.Repeat("../", 20) + strings.TrimPrefix(outside, "/")
 	assert.NilError(t, os.Symlink(up, filepath.Join(w.rootfs, "up")))
-	spec := w.spec("true")
+	spec := w.spec("sh", "-c", "pwd; ls "+outside+" | grep -v core; echo x >/dev/null")
 	spec.Process.Cwd = "/up/cwd"
-	spec.Linux.MaskedPaths = []string{"/etc"}
+	spec.Linux.MaskedPaths = []string{"/etc/fd"}
 	spec.Mounts = append(spec.Mounts,
 		specs.Mount{Destination: "/data/sub", Type: "tmpfs", Source: "tmpfs"},
 		specs.Mount{Destination: "/up/file", Type: "bind", Source: busybox, Options: []string{"bind"}})
-	r, err := w.create("a", spec)
-	// Dangling links cannot be mounted on; what matters is where nothing appeared.
-	if err == nil {
-		assert.NilError(t, w.start("a"))
-		w.end("a", "")
-		r.copying.Wait()
-	}
+	out := w.output("a", spec)
+	// All of it is the tmpfs that is mounted on the first.
+	assert.Equal(t, out, outside+"/cwd\n"+strings.ReplaceAll("cwd fd file full null ptmx pts random stderr stdin stdout sub tty urandom zero ", " ", "\n"))
 	entries, err := os.ReadDir(outside)
 	assert.NilError(t, err)
 	assert.Equal(t, len(entries), 0, "%v", entries)
+}
+
+// What a link leads to is made where it leads in the container, as under runc.
+func TestMountsOnDanglingLinks(t *testing.T) {
+	w := newWorld(t)
+	single := filepath.Join(t.TempDir(), "single")
+	assert.NilError(t, os.WriteFile(single, []byte("single\n"), 0o644))
+	for i, tc := range []struct {
+		links map[string]string
+		at    string // to mount on
+		made  string // is there then
+		err   string
+	}{
+		{map[string]string{"etc/resolv.conf": "../run/x/resolv.conf"}, "/etc/resolv.conf", "run/x/resolv.conf", ""},
+		{map[string]string{"etc/abs": "/run/abs/file"}, "/etc/abs", "run/abs/file", ""},
+		{map[string]string{"one": "two", "two": strings.Repeat("../", 30) + "run/three"}, "/one", "run/three", ""},
+		{map[string]string{"dir": "run/dir"}, "/dir/file", "run/dir/file", ""},
+		{map[string]string{"deep": "etc/deep", "etc/deep": "../run/deep/."}, "/deep/a/b", "run/deep/a/b", ""},
+		{map[string]string{"miss": "nowhere/../run/miss"}, "/miss", "run/miss", ""},
+		{nil, "/new/../../run/up", "run/up", ""},
+		{map[string]string{"loop": "pool", "pool": "loop"}, "/loop", "", "too many levels of symbolic links"},
+		{map[string]string{"loop1": "loop1/x"}, "/loop1", "", "too many levels of symbolic links"},
+		{map[string]string{"magic": "/proc/self/root/file"}, "/magic", "", "too many levels of symbolic links"},
+		{map[string]string{"file": "bin/busybox/x"}, "/file", "", "not a directory"},
+	} {
+		for link, target := range tc.links {
+			assert.NilError(t, os.Symlink(target, filepath.Join(w.rootfs, link)))
+		}
+		id := fmt.Sprint("c", i)
+		spec := w.spec("cat", "/"+tc.made)
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: tc.at, Type: "bind", Source: single, Options: []string{"bind"}})
+		if tc.err != "" {
+			_, err := w.create(id, spec)
+			assert.ErrorContains(t, err, tc.err)
+			continue
+		}
+		assert.Equal(t, w.output(id, spec), "single\n", tc.at)
+		fi, err := os.Lstat(filepath.Join(w.rootfs, tc.made))
+		assert.NilError(t, err)
+		assert.Assert(t, fi.Mode().IsRegular() && fi.Size() == 0)
+		// The same for a directory.
+		assert.NilError(t, os.Remove(filepath.Join(w.rootfs, tc.made)))
+		spec.Process.Args = []string{"stat", "-f", "-c", "%T", "/" + tc.made}
+		spec.Mounts[len(spec.Mounts)-1] = specs.Mount{Destination: tc.at, Type: "tmpfs", Source: "tmpfs"}
+		assert.Equal(t, w.output(id+"dir", spec), "tmpfs\n", tc.at)
+		fi, err = os.Lstat(filepath.Join(w.rootfs, tc.made))
+		assert.NilError(t, err)
+		assert.Assert(t, fi.IsDir())
+	}
+	_, err := os.Lstat(filepath.Join(w.rootfs, "nowhere"))
+	assert.Assert(t, os.IsNotExist(err))
 }
 
 func TestProcMustBeADirectory(t *testing.T) {
@@ -697,4 +744,19 @@ func TestRefusedSpecifications(t *testing.T) {
 	}
 	_, err := w.create("../a", w.spec("true"))
 	assert.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+}
+
+// TestManyMounts: absurd, but no reason to fail.
+func TestManyMounts(t *testing.T) {
+	w := newWorld(t)
+	const n = 5000
+	data := t.TempDir()
+	spec := w.spec("sh", "-c", "grep -c ' /tmp/m' /proc/self/mountinfo; stat -f -c %T /tmp/m9999")
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs"})
+	for i := range n {
+		spec.Mounts = append(spec.Mounts,
+			specs.Mount{Destination: fmt.Sprint("/tmp/m", 2*i), Type: "bind", Source: data, Options: []string{"bind"}},
+			specs.Mount{Destination: fmt.Sprint("/tmp/m", 2*i+1), Type: "tmpfs", Source: "tmpfs"})
+	}
+	assert.Equal(t, w.output("a", spec), "10000\ntmpfs\n")
 }

@@ -66,50 +66,45 @@ var propagationOptions = map[string]uintptr{
 // attrOption is a change of mount attributes as mount_setattr(2) takes it.
 type attrOption struct{ set, clear uint64 }
 
-// attrOptions are changes to one mount, by the name of the option. With an r in
-// front they are for all mounts below, too.
-var attrOptions = map[string]attrOption{
-	"ro":            {set: unix.MOUNT_ATTR_RDONLY},
-	"rw":            {clear: unix.MOUNT_ATTR_RDONLY},
-	"nosuid":        {set: unix.MOUNT_ATTR_NOSUID},
-	"suid":          {clear: unix.MOUNT_ATTR_NOSUID},
-	"nodev":         {set: unix.MOUNT_ATTR_NODEV},
-	"dev":           {clear: unix.MOUNT_ATTR_NODEV},
-	"noexec":        {set: unix.MOUNT_ATTR_NOEXEC},
-	"exec":          {clear: unix.MOUNT_ATTR_NOEXEC},
-	"nodiratime":    {set: unix.MOUNT_ATTR_NODIRATIME},
-	"diratime":      {clear: unix.MOUNT_ATTR_NODIRATIME},
-	"relatime":      {set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"norelatime":    {set: unix.MOUNT_ATTR_STRICTATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"noatime":       {set: unix.MOUNT_ATTR_NOATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"atime":         {set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"strictatime":   {set: unix.MOUNT_ATTR_STRICTATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"nostrictatime": {set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"nosymfollow":   {set: unix.MOUNT_ATTR_NOSYMFOLLOW},
-	"symfollow":     {clear: unix.MOUNT_ATTR_NOSYMFOLLOW},
+// recOptions are changes to a mount and all below it. The access times are one value, which an
+// option sets or, with "no", leaves alone; so do mount(2) and runc.
+var recOptions = map[string]attrOption{
+	"rro":            {set: unix.MOUNT_ATTR_RDONLY},
+	"rrw":            {clear: unix.MOUNT_ATTR_RDONLY},
+	"rnosuid":        {set: unix.MOUNT_ATTR_NOSUID},
+	"rsuid":          {clear: unix.MOUNT_ATTR_NOSUID},
+	"rnodev":         {set: unix.MOUNT_ATTR_NODEV},
+	"rdev":           {clear: unix.MOUNT_ATTR_NODEV},
+	"rnoexec":        {set: unix.MOUNT_ATTR_NOEXEC},
+	"rexec":          {clear: unix.MOUNT_ATTR_NOEXEC},
+	"rnodiratime":    {set: unix.MOUNT_ATTR_NODIRATIME},
+	"rdiratime":      {clear: unix.MOUNT_ATTR_NODIRATIME},
+	"rrelatime":      {set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME},
+	"rnorelatime":    {},
+	"rnoatime":       {set: unix.MOUNT_ATTR_NOATIME, clear: unix.MOUNT_ATTR__ATIME},
+	"ratime":         {set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME},
+	"rstrictatime":   {set: unix.MOUNT_ATTR_STRICTATIME, clear: unix.MOUNT_ATTR__ATIME},
+	"rnostrictatime": {set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME},
+	"rnosymfollow":   {set: unix.MOUNT_ATTR_NOSYMFOLLOW},
+	"rsymfollow":     {clear: unix.MOUNT_ATTR_NOSYMFOLLOW},
 }
 
 // parseOptions reads the options of one mount of a specification into m. What is no
 // option of the kernel's mount interface is left to the file system.
 func parseOptions(m *stage.Mount, options []string) {
 	var data []string
-	bind := m.Type == "bind"
+	var cleared uintptr
 	for _, o := range options {
-		if name, ok := strings.CutPrefix(o, "r"); ok {
-			if attr, ok := attrOptions[name]; ok {
-				apply(&m.RecSet, &m.RecClear, attr)
-				continue
-			}
+		if attr, ok := recOptions[o]; ok {
+			apply(&m.RecSet, &m.RecClear, attr)
+			continue
 		}
 		if flag, ok := propagationOptions[o]; ok {
 			m.Propagation = append(m.Propagation, flag)
 			continue
 		}
-		if attr, ok := attrOptions[o]; ok && bind {
-			apply(&m.Set, &m.Clear, attr)
-		}
 		if o == "tmpcopyup" {
-			m.CopyUp = true
+			m.CopyUp = m.Type == "tmpfs"
 			continue
 		}
 		f, ok := flagOptions[o]
@@ -118,11 +113,50 @@ func parseOptions(m *stage.Mount, options []string) {
 			data = append(data, o)
 		case f.clear:
 			m.Flags &^= f.flag
+			cleared |= f.flag
 		default:
 			m.Flags |= f.flag
+			cleared &^= f.flag
 		}
 	}
 	m.Data = strings.Join(data, ",")
+	if m.Type == "bind" {
+		bindAttributes(m, cleared)
+	}
+}
+
+// flagAttributes are the attributes of a mount by their flags of mount(2).
+var flagAttributes = map[uintptr]uint64{
+	unix.MS_RDONLY:      unix.MOUNT_ATTR_RDONLY,
+	unix.MS_NOSUID:      unix.MOUNT_ATTR_NOSUID,
+	unix.MS_NODEV:       unix.MOUNT_ATTR_NODEV,
+	unix.MS_NOEXEC:      unix.MOUNT_ATTR_NOEXEC,
+	unix.MS_NODIRATIME:  unix.MOUNT_ATTR_NODIRATIME,
+	unix.MS_NOSYMFOLLOW: unix.MOUNT_ATTR_NOSYMFOLLOW,
+}
+
+// bindAttributes sets the changes of attributes that a bind mount's flags stand for. A remount
+// clears all that it does not set.
+func bindAttributes(m *stage.Mount, cleared uintptr) {
+	remount := m.Flags&unix.MS_REMOUNT != 0
+	for flag, attr := range flagAttributes {
+		switch {
+		case m.Flags&flag != 0:
+			m.Set |= attr
+		case cleared&flag != 0, remount && flag != unix.MS_NODIRATIME:
+			m.Clear |= attr
+		}
+	}
+	// The kernel's order of precedence, if several are given.
+	switch {
+	case m.Flags&unix.MS_STRICTATIME != 0:
+		m.Set |= unix.MOUNT_ATTR_STRICTATIME
+	case m.Flags&unix.MS_NOATIME != 0:
+		m.Set |= unix.MOUNT_ATTR_NOATIME
+	case m.Flags&(unix.MS_RELATIME|unix.MS_NODIRATIME) == 0:
+		return
+	}
+	m.Clear |= unix.MOUNT_ATTR__ATIME
 }
 
 // apply lets a later option win over an earlier one.

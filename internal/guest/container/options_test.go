@@ -39,6 +39,19 @@ func TestMountOptions(t *testing.T) {
 			Type: "bind", Flags: unix.MS_BIND,
 			RecSet: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOATIME, RecClear: unix.MOUNT_ATTR__ATIME,
 		}},
+		{"bind", "bind,noatime,strictatime,norelatime", stage.Mount{
+			Type: "bind", Flags: unix.MS_BIND | unix.MS_NOATIME | unix.MS_STRICTATIME,
+			Set: unix.MOUNT_ATTR_STRICTATIME, Clear: unix.MOUNT_ATTR__ATIME,
+		}},
+		{"bind", "bind,norelatime,sync", stage.Mount{Type: "bind", Flags: unix.MS_BIND | unix.MS_SYNCHRONOUS}},
+		{"bind", "bind,remount,ro,dev", stage.Mount{
+			Type: "bind", Flags: unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY, Set: unix.MOUNT_ATTR_RDONLY,
+			Clear: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC | unix.MOUNT_ATTR_NOSYMFOLLOW,
+		}},
+		{"bind", "rbind,rstrictatime,rnorelatime,rro,rrw", stage.Mount{
+			Type: "bind", Flags: unix.MS_BIND | unix.MS_REC,
+			RecSet: unix.MOUNT_ATTR_STRICTATIME, RecClear: unix.MOUNT_ATTR__ATIME | unix.MOUNT_ATTR_RDONLY,
+		}},
 		{"bind", "bind,relatime,rslave", stage.Mount{
 			Type: "bind", Flags: unix.MS_BIND | unix.MS_RELATIME, Clear: unix.MOUNT_ATTR__ATIME,
 			Propagation: []uintptr{unix.MS_SLAVE | unix.MS_REC},

@@ -126,6 +126,9 @@ func takeTrees(mounts []Mount) (map[int]int, error) {
 		var err error
 		switch m.Type {
 		case "bind":
+			if m.Flags&unix.MS_REMOUNT != 0 {
+				continue
+			}
 			flags := uint(unix.AT_SYMLINK_NOFOLLOW)
 			if m.Flags&unix.MS_REC != 0 {
 				flags |= unix.AT_RECURSIVE
@@ -198,9 +201,11 @@ func closeRoot(c *Container) error {
 			}
 		}
 	}
-	if c.RootPropagation != 0 {
-		if err := unix.Mount("", "/", "", c.RootPropagation, ""); err != nil {
-			return fmt.Errorf("set rootfs propagation: %w", err)
+	// What may not be bound any more has to be bound before.
+	unbindable := c.RootPropagation&unix.MS_UNBINDABLE != 0
+	if !unbindable {
+		if err := propagate(c.RootPropagation); err != nil {
+			return err
 		}
 	}
 	if c.ReadonlyRoot {
@@ -218,6 +223,20 @@ func closeRoot(c *Container) error {
 			return fmt.Errorf("mask %s: %w", path, err)
 		}
 	}
+	if unbindable {
+		return propagate(c.RootPropagation)
+	}
+	return nil
+}
+
+// propagate sets how mounts in the root propagate; 0: as it is.
+func propagate(flags uintptr) error {
+	if flags == 0 {
+		return nil
+	}
+	if err := unix.Mount("", "/", "", flags, ""); err != nil {
+		return fmt.Errorf("set rootfs propagation: %w", err)
+	}
 	return nil
 }
 
@@ -231,27 +250,77 @@ func open(path string, flags int) (int, error) {
 }
 
 // openDir opens a directory of the container, O_PATH, and creates it and its
-// parents, mode 0755, when they are missing.
+// parents, mode 0755, when they are missing: also those that links lead to.
 func openDir(path string) (int, error) {
-	path = clean(path)
-	fd, err := open(path, unix.O_PATH|unix.O_DIRECTORY)
+	fd, err := open("/"+path, unix.O_PATH|unix.O_DIRECTORY)
 	if !errors.Is(err, unix.ENOENT) {
 		return fd, err
 	}
-	parent, err := openDir(filepath.Dir(path))
-	if err != nil {
+	if path, err = resolve(path); err != nil {
 		return -1, err
 	}
-	defer unix.Close(parent)
-	if err := unix.Mkdirat(parent, filepath.Base(path), 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := makeDirs(path); err != nil {
 		return -1, err
 	}
 	return open(path, unix.O_PATH|unix.O_DIRECTORY)
 }
 
+// makeDirs makes a directory and its parents. There are no links in path.
+func makeDirs(path string) error {
+	err := unix.Mkdir(path, 0o755)
+	if errors.Is(err, unix.ENOENT) {
+		if err := makeDirs(filepath.Dir(path)); err != nil {
+			return err
+		}
+		err = unix.Mkdir(path, 0o755)
+	}
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	return err
+}
+
+// maxLinks is how many links a path may lead through: as many as for the kernel.
+const maxLinks = 40
+
+// resolve returns a path in the container as one without links. What is missing counts as directories.
+func resolve(path string) (string, error) {
+	done, rest := "/", path
+	buf := make([]byte, unix.PathMax)
+	for links := 0; rest != ""; {
+		var name string
+		name, rest, _ = strings.Cut(rest, "/")
+		if name == "" || name == "." {
+			continue
+		}
+		if name == ".." {
+			done = filepath.Dir(done)
+			continue
+		}
+		next := filepath.Join(done, name)
+		n, err := unix.Readlink(next, buf)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // no link, or nothing
+			done = next
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		if links++; links > maxLinks {
+			return "", unix.ELOOP
+		}
+		target := string(buf[:n])
+		if filepath.IsAbs(target) {
+			done = "/"
+		}
+		rest = target + "/" + rest
+	}
+	return done, nil
+}
+
 // exists tells whether something is at a path of the container.
 func exists(path string) bool {
-	fd, err := open(clean(path), unix.O_PATH)
+	fd, err := open("/"+path, unix.O_PATH)
 	if err == nil {
 		unix.Close(fd)
 	}
@@ -267,23 +336,21 @@ func makeDir(path string) error {
 }
 
 // openFile opens whatever is at path, O_PATH, and creates an empty file and its
-// parents when nothing is.
+// parents when nothing is, where links lead to.
 func openFile(path string, mode uint32) (int, error) {
-	path = clean(path)
-	fd, err := open(path, unix.O_PATH)
+	fd, err := open("/"+path, unix.O_PATH)
 	if !errors.Is(err, unix.ENOENT) {
 		return fd, err
 	}
-	parent, err := openDir(filepath.Dir(path))
-	if err != nil {
+	if path, err = resolve(path); err != nil {
 		return -1, err
 	}
-	defer unix.Close(parent)
-	fd, err = unix.Openat(parent, filepath.Base(path), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
-	if err != nil {
+	if err := makeDirs(filepath.Dir(path)); err != nil {
 		return -1, err
 	}
-	unix.Close(fd)
+	if err := unix.Mknod(path, unix.S_IFREG|mode, 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		return -1, err
+	}
 	return open(path, unix.O_PATH)
 }
 
@@ -292,7 +359,6 @@ func clean(path string) string { return filepath.Clean("/" + path) }
 // mount makes one mount of the specification. tree is the source of a bind.
 func mount(m *Mount, tree int) error {
 	if m.Type == "bind" {
-		defer unix.Close(tree)
 		return mountBind(m, tree)
 	}
 	isNew := !exists(m.Destination)
@@ -359,6 +425,10 @@ func openTarget(m *Mount) (int, error) {
 }
 
 func mountBind(m *Mount, tree int) error {
+	if m.Flags&unix.MS_REMOUNT != 0 {
+		return remount(m)
+	}
+	defer unix.Close(tree)
 	if err := setAttr(tree, m.Set, m.Clear, 0); err != nil {
 		return err
 	}
@@ -381,6 +451,22 @@ func mountBind(m *Mount, tree int) error {
 	}
 	defer unix.Close(target)
 	if err := attach(tree, target); err != nil {
+		return err
+	}
+	return setPropagation(m)
+}
+
+// remount changes the mount at the destination.
+func remount(m *Mount) error {
+	fd, err := open("/"+m.Destination, unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := setAttr(fd, m.Set, m.Clear, 0); err != nil {
+		return err
+	}
+	if err := setAttr(fd, m.RecSet, m.RecClear, unix.AT_RECURSIVE); err != nil {
 		return err
 	}
 	return setPropagation(m)

@@ -1,0 +1,119 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"gotest.tools/v3/assert"
+	"gotest.tools/v3/assert/cmp"
+
+	"runv/test/harness"
+)
+
+// optionMounts are mounts with each option that runv knows, and with some combinations.
+func optionMounts(t *testing.T, e *harness.Env, source string) (mounts []specs.Mount) {
+	t.Helper()
+	var f features.Features
+	assert.NilError(t, json.Unmarshal([]byte(e.OK("features")), &f))
+	assert.Assert(t, len(f.MountOptions) > 60)
+	lists := append(f.MountOptions, "nosuid,suid", "ro,rw", "noatime,relatime", "relatime,noatime", "strictatime,noatime",
+		"nodiratime,noatime", "ro,rrw", "rro,rw", "noatime,atime", "strictatime,nostrictatime", "nodev,noexec,nosuid", "ro,nosymfollow",
+		"shared,private", "slave,shared", "rbind,rslave", "rbind,rshared")
+	for _, list := range lists {
+		switch list {
+		case "idmap", "ridmap": // need mappings
+			continue
+		case "remount": // of what is mounted there
+			continue
+		}
+		add := func(kind, source string, options ...string) {
+			mounts = append(mounts, specs.Mount{
+				Type: kind, Source: source, Destination: "/mnt/" + kind + "-" + strings.ReplaceAll(list, ",", "+"),
+				Options: append(options, strings.Split(list, ",")...),
+			})
+		}
+		// This runc passes half of the access times, which the kernel refuses.
+		if list != "ratime" && list != "rnostrictatime" {
+			add("bind", source, "bind")
+		}
+		// And it gives the file system what are no options of its.
+		if list != "defaults" && !strings.Contains(list, "bind") {
+			add("tmpfs", "tmpfs", "mode=755", "size=64k")
+		}
+	}
+	mounts = append(mounts, specs.Mount{Type: "tmpfs", Source: "x", Destination: "/mnt/tmpfs-nodev", Options: []string{"remount", "noexec"}},
+		specs.Mount{Type: "bind", Source: source, Destination: "/mnt/bind-nosuid", Options: []string{"bind", "remount", "nodev"}})
+	return mounts
+}
+
+// numbers are those of peer groups.
+var numbers = regexp.MustCompile(`(shared|master):[0-9]+`)
+
+// TestMountsLikeRunc compares mounts with all options, and on links that lead nowhere or out of the
+// root, in what the container and the host see of them.
+func TestMountsLikeRunc(t *testing.T) {
+	e := harness.New(t)
+	outside := filepath.Join(e.Dir, "outside")
+	source := filepath.Join(e.Dir, "source")
+	for _, dir := range []string{outside, source} {
+		assert.NilError(t, os.Mkdir(dir, 0o755))
+	}
+	single := filepath.Join(e.Dir, "single")
+	assert.NilError(t, os.WriteFile(single, []byte("single\n"), 0o644))
+	mounts := optionMounts(t, e, source)
+	var results [2]string
+	for i := range results {
+		bundle := e.Bundle([]string{"sh", "-c", `
+awk '$5 ~ /^.mnt|^.run/ {s = $5" "$6; for (i = 7; $i != "-"; i++) s = s" "$i; print s, $NF ~ /size/ ? $NF : ""}' /proc/self/mountinfo
+cat /run/x/resolv.conf /etc/abs; find /etc /run ! -type l | sort; ls -d ` + outside + `/*; cat /etc/loop`},
+			func(s *specs.Spec) {
+				s.Process.Rlimits = nil
+				s.Mounts = append(s.Mounts[:3:3], mounts...)
+				bind := func(at string) {
+					s.Mounts = append(s.Mounts, specs.Mount{Destination: at, Type: "bind", Source: single, Options: []string{"bind"}})
+				}
+				bind("/etc/resolv.conf")
+				bind("/etc/abs")
+				bind("/etc/out/file")
+				bind("/etc/up/other")
+				s.Mounts = append(s.Mounts, specs.Mount{Destination: "/run/tmp/deep", Type: "tmpfs", Source: "tmpfs"})
+			})
+		rootfs := filepath.Join(bundle, "rootfs")
+		for link, target := range map[string]string{
+			"etc/resolv.conf": "../run/x/resolv.conf", "etc/abs": "/run/abs/file", "etc/out": outside,
+			"etc/up": strings.Repeat("../", 30) + outside[1:], "run": "var/run", "etc/loop": "loop",
+		} {
+			assert.NilError(t, os.Symlink(target, filepath.Join(rootfs, link)))
+		}
+		var r harness.Result
+		if i == 0 {
+			r = runcRun(t, e, bundle, "run", fmt.Sprintf("runv-test-%d", os.Getpid()))
+		} else {
+			r = e.Run("run", "--bundle", bundle, "box")
+		}
+		assert.Equal(t, r.Code, 1, r.Stderr)
+		assert.Assert(t, cmp.Contains(r.Stderr, "loop"))
+		results[i] = numbers.ReplaceAllString(r.Stdout, "$1")
+		// What was made in the root file system.
+		assert.NilError(t, filepath.WalkDir(rootfs, func(path string, d fs.DirEntry, err error) error {
+			if name := strings.TrimPrefix(path, rootfs); err == nil && !strings.HasPrefix(name, "/bin/") {
+				results[i] += fmt.Sprintln(name, d.Type())
+			}
+			return err
+		}))
+		entries, err := os.ReadDir(outside)
+		assert.NilError(t, err)
+		assert.Equal(t, len(entries), 0, "%v", entries)
+	}
+	assert.Assert(t, cmp.Contains(results[0], "/run/x/resolv.conf"))
+	// Linux 6.1 says so of a tmpfs, Debian's kernels with 64 bits do.
+	assert.Equal(t, strings.ReplaceAll(results[1], ",inode64", ""), results[0])
+}
