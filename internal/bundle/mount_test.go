@@ -1,6 +1,7 @@
 package bundle_test
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 
@@ -72,4 +73,20 @@ func TestMountOptionWarnings(t *testing.T) {
 		assert.Assert(t, strings.HasPrefix(text, tc.want), text)
 		assert.Equal(t, text == "", tc.want == "", text)
 	}
+}
+
+// Ten thousand new file systems are the guest's affair; as many binds take more room on the way there than
+// there is.
+func TestManyMounts(t *testing.T) {
+	list := func(mount string) string {
+		items := make([]string, 10000)
+		for i := range items {
+			items[i] = strings.ReplaceAll(mount, "N", strconv.Itoa(i))
+		}
+		return "[" + strings.Join(items, ",") + "]"
+	}
+	_, err := bundle.Parse(with(t, "mounts", list(`{"destination":"/m/N","type":"tmpfs"}`)), "/b")
+	assert.NilError(t, err)
+	_, err = bundle.Parse(with(t, "mounts", list(`{"destination":"/m/N","source":"/x","options":["bind"]}`)), "/b")
+	assert.ErrorContains(t, err, "bytes for the guest are more than")
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -26,7 +27,7 @@ func (p *Process) Limits() []Rlimit {
 			return p.Rlimits
 		}
 	}
-	return append(p.Rlimits[:len(p.Rlimits):len(p.Rlimits)], defaultNofile)
+	return append(slices.Clip(p.Rlimits), defaultNofile)
 }
 
 // program is the user's program on its way to execve.
