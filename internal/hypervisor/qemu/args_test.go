@@ -29,7 +29,7 @@ func TestArgs(t *testing.T) {
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-machine", "q35,vmport=off,smm=off,usb=off,sata=off,hpet=off,dump-guest-core=off,memory-backend=mem",
 		"-bios", "/fw/qboot.rom",
-		"-accel", "tcg",
+		"-accel", "tcg,tb-size=128",
 		"-cpu", "max,-erms,-la57,-mpx,-pku",
 		"-smp", "1",
 		"-m", "512M",
