@@ -82,8 +82,8 @@ func importRules() []importRule {
 		},
 		{
 			from: []string{
-				"internal/console", "internal/cpulist", "internal/hook", "internal/journal", "internal/mountns",
-				"internal/rpcerror", "internal/stdio", "internal/transport", "internal/unixsock",
+				"internal/console", "internal/cpulist", "internal/hook", "internal/hostcgroup", "internal/journal",
+				"internal/mountns", "internal/rpcerror", "internal/stdio", "internal/transport", "internal/unixsock",
 			},
 			only: []string{},
 			why:  "leaves: each can be read, tested and used alone",
