@@ -363,7 +363,6 @@ func TestWarnings(t *testing.T) {
 		{"process.capabilities.ambient", `["CAP_FLY","cap_kill"]`, `process.capabilities: unknown: ignored: "CAP_FLY", "cap_kill"`},
 		{"linux.personality", `{"domain":"LINUX","flags":["x"]}`, "linux.personality.flags: ignored: it has no meaning: no flag is defined"},
 		{"process.user.username", `"joe"`, "process.user.username: ignored: it is of another platform"},
-		{"linux.cgroupsPath", `"system.slice:runv:x"`, "linux.cgroupsPath: ignored: it names a cgroup of the host; the container's is the guest's"},
 		{"mounts[1].destination", `"dev/../x"`, `mounts[1].destination: "dev/../x" is not absolute: taken from the root`},
 		{"linux.devices", `[{"path":"/dev/sda","type":"b","major":8}]`, "linux.devices[0]: block device 8:0 is the guest's, not the host's"},
 		{"future", `{"a":1}`, "future: unknown field: ignored"},

@@ -125,7 +125,7 @@ var fields = []Field{
 	{Path: "linux.resources.network", Support: Ignored, Note: noV2, zeroIsUnset: true},
 	{Path: "linux.resources.rdma", Support: Honoured, Note: guestDevice},
 	{Path: "linux.resources.unified", Support: Honoured, Note: "files of controllers, cgroup.max.depth, cgroup.max.descendants"},
-	{Path: "linux.cgroupsPath", Support: Ignored, Note: "names a cgroup of the host; the container's is the guest's"},
+	{Path: "linux.cgroupsPath", Support: Honoured, Note: "the VM's on the host; the container's is the guest's"},
 	{Path: "linux.namespaces[].type", Support: Honoured, Note: "pid, ipc, uts, mount, cgroup, user, time, network"},
 	{Path: "linux.namespaces[].path", Support: Refused, Note: "joining a namespace " + notYet},
 	{Path: "linux.devices", Support: Honoured, Note: "device numbers are the guest's"},

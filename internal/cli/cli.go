@@ -94,7 +94,7 @@ func (a *app) rootCommand() *urfave.Command {
 			},
 			&urfave.BoolFlag{
 				Name: "systemd-cgroup", Destination: &a.systemdCgroup, Local: true,
-				Usage: "accepted because runc has it: cgroupsPath is of the form slice:prefix:name",
+				Usage: "let systemd make the cgroup of the VM; cgroupsPath is then of the form slice:prefix:name",
 			},
 			&urfave.StringFlag{
 				Name: "rootless", Value: "auto", Destination: &a.rootless, Local: true,

@@ -21,6 +21,7 @@ import (
 	"runv/internal/bundle"
 	"runv/internal/config"
 	"runv/internal/hook"
+	"runv/internal/hostcgroup"
 	"runv/internal/rpcerror"
 	"runv/internal/state"
 )
@@ -145,6 +146,9 @@ func (c *created) close() { c.supervisor.close() }
 func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *created, err error) {
 	b, err := a.loadBundle(opts.bundle)
 	if err != nil {
+		return nil, err
+	}
+	if err := hostcgroup.Check(b.Spec.Linux.CgroupsPath, a.systemdCgroup); err != nil {
 		return nil, err
 	}
 	terminal := b.Spec.Process != nil && b.Spec.Process.Terminal

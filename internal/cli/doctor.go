@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"runv/internal/config"
+	"runv/internal/hostcgroup"
 	"runv/internal/hypervisor"
 	"runv/internal/hypervisor/qemu"
 	"runv/internal/storage"
@@ -270,17 +271,30 @@ func (a *app) checkState() finding {
 	return finding{"state", severityOK, "state directory " + store.Root(), ""}
 }
 
-// checkCgroups tells which cgroups the host has. Containers' limits are the
-// guest's to keep, and a guest always has cgroup v2.
+// checkCgroups tells whether the VMs can be bounded on the host. The limits of what runs in them are
+// the guest's to keep in any case, and a guest always has cgroup v2.
 func checkCgroups() finding {
 	const guests = "limits of containers are kept in the guest, which has cgroup v2"
-	var fs unix.Statfs_t
-	err := unix.Statfs("/sys/fs/cgroup", &fs)
+	h := hostcgroup.Probe()
 	switch {
-	case err == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC:
-		return finding{"cgroups", severityOK, "the host has cgroup v2; " + guests, ""}
-	case err == nil && fs.Type == unix.TMPFS_MAGIC:
-		return finding{"cgroups.v1", severityNote, "the host has cgroup v1; " + guests, ""}
+	case h.Version == 0:
+		return finding{
+			"cgroups.none", severityWarning, "the host has no cgroups at /sys/fs/cgroup: containers with limits or a cgroupsPath are refused",
+			"mount the cgroup file systems",
+		}
+	case h.Err != nil:
+		return finding{
+			"cgroups.read-only", severityWarning, fmt.Sprintf("no cgroup can be made: %v: containers with limits or a cgroupsPath are refused", h.Err),
+			"make the cgroup file systems writable",
+		}
+	case len(h.Missing) > 0:
+		return finding{
+			"cgroups.incomplete", severityWarning,
+			fmt.Sprintf("the host's cgroups lack %s: containers with limits of that kind are refused", strings.Join(h.Missing, ", ")),
+			"mount or enable these controllers",
+		}
+	case h.Version == 1:
+		return finding{"cgroups.v1", severityNote, "the host has cgroup v1, which bounds the VMs; " + guests, ""}
 	}
-	return finding{"cgroups.none", severityNote, "the host has no cgroups at /sys/fs/cgroup; " + guests, ""}
+	return finding{"cgroups", severityOK, "the host has cgroup v2, which bounds the VMs; " + guests, ""}
 }

@@ -191,15 +191,8 @@ func eventOf(ev *supervisorv1.Event) event {
 // stats has the JSON of runc's events for what a guest knows.
 type stats struct {
 	CPU struct {
-		Usage struct {
-			Total  uint64 `json:"total,omitempty"` // nanoseconds, as all times
-			Kernel uint64 `json:"kernel"`
-			User   uint64 `json:"user"`
-		} `json:"usage"`
-		Throttling struct {
-			ThrottledPeriods uint64 `json:"throttledPeriods,omitempty"`
-			ThrottledTime    uint64 `json:"throttledTime,omitempty"`
-		} `json:"throttling"`
+		Usage      cpuUsage   `json:"usage"`
+		Throttling throttling `json:"throttling"`
 	} `json:"cpu"`
 	Memory struct {
 		Cache uint64            `json:"cache,omitempty"` // bytes, as all sizes
@@ -215,6 +208,40 @@ type stats struct {
 	Blkio    struct{} `json:"blkio"`
 	Hugetlb  struct{} `json:"hugetlb"`
 	IntelRdt struct{} `json:"intel_rdt"`
+	// VMM is what runc has not: what the VM takes on the host, beside what the container takes in it.
+	VMM *vmmStats `json:"vmm,omitempty"`
+}
+
+// vmmStats is of QEMU and its helpers. The names are those of a container's where they mean the same.
+type vmmStats struct {
+	Cgroup string `json:"cgroup,omitempty"` // empty: there is none, and little is known
+	CPU    struct {
+		Usage      cpuUsage   `json:"usage"`
+		Throttling throttling `json:"throttling"`
+	} `json:"cpu"`
+	Memory struct {
+		Usage memoryEntry `json:"usage"`
+		// Guest is how much of the guest's memory the host holds, Overhead what QEMU and its helpers
+		// hold for themselves.
+		Guest    uint64 `json:"guest"`
+		Overhead uint64 `json:"overhead"`
+	} `json:"memory"`
+	Threads struct {
+		Current uint64 `json:"current,omitempty"`
+		Limit   uint64 `json:"limit,omitempty"`
+	} `json:"threads"`
+	OOMKills uint64 `json:"oomKills"` // by the host's kernel
+}
+
+type cpuUsage struct {
+	Total  uint64 `json:"total,omitempty"` // nanoseconds, as all times
+	Kernel uint64 `json:"kernel"`
+	User   uint64 `json:"user"`
+}
+
+type throttling struct {
+	ThrottledPeriods uint64 `json:"throttledPeriods,omitempty"`
+	ThrottledTime    uint64 `json:"throttledTime,omitempty"`
 }
 
 type memoryEntry struct {
@@ -236,5 +263,18 @@ func statsOf(r *supervisorv1.StatsResponse) stats {
 	s.Memory.Raw = r.GetMemoryStat()
 	s.Pids.Current = r.GetPidsCurrent()
 	s.Pids.Limit = r.GetPidsLimit()
+	if r.GetVmm() != nil {
+		s.VMM = vmmStatsOf(r.GetVmm())
+	}
+	return s
+}
+
+func vmmStatsOf(r *supervisorv1.VmmStats) *vmmStats {
+	s := &vmmStats{Cgroup: r.GetCgroup(), OOMKills: r.GetOomKills()}
+	s.CPU.Usage = cpuUsage{Total: r.GetCpuUsageNanos(), Kernel: r.GetCpuSystemNanos(), User: r.GetCpuUserNanos()}
+	s.CPU.Throttling = throttling{ThrottledPeriods: r.GetCpuThrottledPeriods(), ThrottledTime: r.GetCpuThrottledNanos()}
+	s.Memory.Usage = memoryEntry{Limit: r.GetMemoryLimitBytes(), Usage: r.GetMemoryUsageBytes()}
+	s.Memory.Guest, s.Memory.Overhead = r.GetGuestBytes(), r.GetOverheadBytes()
+	s.Threads.Current, s.Threads.Limit = r.GetThreadsCurrent(), r.GetThreadsLimit()
 	return s
 }

@@ -57,7 +57,8 @@ func supported() *features.Features {
 		MountOptions:  bundle.MountOptions(),
 		Linux: &features.Linux{
 			Capabilities: bundle.Capabilities(),
-			Cgroup:       &features.Cgroup{V1: new(false), V2: new(true), Systemd: new(false), SystemdUser: new(false), Rdma: new(honoured("linux.resources.rdma"))},
+			// Of the host, where the VM is bounded. The guest, where the container is, has v2.
+			Cgroup: &features.Cgroup{V1: new(true), V2: new(true), Systemd: new(true), SystemdUser: new(false), Rdma: new(honoured("linux.resources.rdma"))},
 			Seccomp: &features.Seccomp{
 				Enabled:        new(honoured("linux.seccomp.syscalls")),
 				Actions:        seccomp.Actions(),

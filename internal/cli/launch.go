@@ -92,6 +92,9 @@ func (a *app) supervisorArgs(cfg *config.Effective, podID string) []string {
 	if a.guestDir != "" {
 		args = append(args, "--guest-dir", cfg.GuestDir)
 	}
+	if a.systemdCgroup {
+		args = append(args, "--systemd-cgroup")
+	}
 	if a.debug {
 		args = append(args, "--debug")
 	}

@@ -27,7 +27,8 @@ func (a *app) stateCommand() *urfave.Command {
 pid is that of the container's stand-in on the host, 0 when it has stopped.
 The annotations dev.runv.* tell the pod, the hypervisor and what executes the
 guest's instructions (kvm or tcg), the guest's kernel, how many milliseconds
-each phase of the start took, and with which status and when the program ended.
+each phase of the start took, the cgroup of the VM on the host, and with which
+status and when the program ended.
 
 Works from the state directory alone, also when the supervisor is dead.
 
@@ -99,6 +100,7 @@ func (a *app) describe(store *state.Store, c state.Container) containerState {
 		"dev.runv.kernel":     pod.Kernel,
 		"dev.runv.phases":     phases(pod.Phases),
 		"dev.runv.failure":    pod.Failure,
+		"dev.runv.cgroup":     pod.Cgroup.String(),
 	} {
 		if value != "" {
 			s.Annotations[key] = value

@@ -35,6 +35,7 @@ type Config struct {
 	Initrd        string // absolute; empty: in the guest directory
 	DefaultVCPUs  int    // for a container without a CPU quota
 	DefaultMemory int64  // bytes of the VM, for a container without a memory limit
+	VMMMemory     int64  // bytes that the VMM may take on the host beyond the VM's memory
 	BootTimeout   time.Duration
 }
 
@@ -142,6 +143,15 @@ func Keys() []Key {
 				return err
 			},
 			get: func(c *Config) string { return formatSize(c.DefaultMemory) },
+		},
+		{
+			Name: "vmm_memory", Default: "256MiB",
+			Doc: "what QEMU and virtiofsd may take beyond the VM's memory, when the container's is limited",
+			set: func(c *Config, s string) (err error) {
+				c.VMMMemory, err = parseVMMMemory(s)
+				return err
+			},
+			get: func(c *Config) string { return formatSize(c.VMMMemory) },
 		},
 		{
 			Name: "boot_timeout", Default: "60s",

@@ -38,7 +38,7 @@ func TestDefaults(t *testing.T) {
 	e, err := config.LoadFrom(config.Overrides{}, filepath.Join(t.TempDir(), "missing"))
 	assert.NilError(t, err)
 	assert.DeepEqual(t, e.Config, config.Config{
-		Accel: "auto", DefaultVCPUs: 1, DefaultMemory: 512 << 20, BootTimeout: time.Minute,
+		Accel: "auto", DefaultVCPUs: 1, DefaultMemory: 512 << 20, VMMMemory: 256 << 20, BootTimeout: time.Minute,
 	})
 	assert.Equal(t, e.File, "")
 	for _, k := range config.Keys() {
@@ -57,7 +57,7 @@ func TestEachSourceWinsOverTheOneBelow(t *testing.T) {
 	assert.NilError(t, err)
 	assert.DeepEqual(t, e.Config, config.Config{
 		Accel: "tcg", QEMU: "qemu-kvm", GuestDir: filepath.Join(wd, "from/flag"),
-		DefaultVCPUs: 2, DefaultMemory: 1 << 30, BootTimeout: 90 * time.Second,
+		DefaultVCPUs: 2, DefaultMemory: 1 << 30, VMMMemory: 256 << 20, BootTimeout: 90 * time.Second,
 	})
 	assert.Equal(t, e.File, file)
 	for key, want := range map[string]string{
@@ -120,6 +120,7 @@ func TestErrorsNameTheirPlace(t *testing.T) {
 		"default_memory = \"512MB\"":        "is not a size",
 		"default_memory = \"63MiB\"":        "is not between 64MiB and 16TiB",
 		"default_memory = \"99999999999G\"": "is too large",
+		"vmm_memory = \"8MiB\"":             "is not between 16MiB and 16TiB",
 		"default_memory = \"65537KiB\"":     "is not a multiple of 1MiB",
 		"boot_timeout = \"60\"":             `:1:1: boot_timeout: "60" is not a duration such as 60s`,
 		"boot_timeout = \"0s\"":             "is not between 1s and 1h0m0s",
@@ -202,7 +203,7 @@ func TestPrintedConfigurationIsOne(t *testing.T) {
 func TestEveryKeyCanBeInTheFile(t *testing.T) {
 	for _, k := range config.Keys() {
 		value := map[string]string{
-			"accel": `"tcg"`, "default_vcpus": "4", "default_memory": `"1GiB"`, "boot_timeout": `"5s"`,
+			"accel": `"tcg"`, "default_vcpus": "4", "default_memory": `"1GiB"`, "vmm_memory": `"64MiB"`, "boot_timeout": `"5s"`,
 		}[k.Name]
 		if value == "" {
 			value = `"/x"`

@@ -30,6 +30,7 @@ type document struct {
 	Initrd        *string `toml:"initrd"`
 	DefaultVCPUs  *int64  `toml:"default_vcpus"`
 	DefaultMemory *string `toml:"default_memory"`
+	VMMMemory     *string `toml:"vmm_memory"`
 	BootTimeout   *string `toml:"boot_timeout"`
 }
 

@@ -10,12 +10,13 @@ import (
 )
 
 const (
-	maxVCPUs   = 255      // without an interrupt remapper that is what a PC can have
-	minMemory  = 64 << 20 // with less no guest boots
-	maxMemory  = 16 << 40 // more is a slip
-	memoryUnit = 1 << 20  // what VMMs count in
-	minTimeout = time.Second
-	maxTimeout = time.Hour
+	maxVCPUs     = 255      // without an interrupt remapper that is what a PC can have
+	minMemory    = 64 << 20 // with less no guest boots
+	minVMMMemory = 16 << 20 // with less no VMM runs
+	maxMemory    = 16 << 40 // more is a slip
+	memoryUnit   = 1 << 20  // what VMMs count in
+	minTimeout   = time.Second
+	maxTimeout   = time.Hour
 )
 
 // units are the suffixes of sizes, the larger ones first.
@@ -71,6 +72,14 @@ func parseMemory(s string) (int64, error) {
 		return 0, fmt.Errorf("%q is not a multiple of %s", s, formatSize(memoryUnit))
 	}
 	return n, nil
+}
+
+func parseVMMMemory(s string) (int64, error) {
+	n, err := parseSize(s)
+	if err == nil && (n < minVMMMemory || n > maxMemory) {
+		err = fmt.Errorf("%q is not between %s and %s", s, formatSize(minVMMMemory), formatSize(maxMemory))
+	}
+	return n, err
 }
 
 func parseVCPUs(s string) (int, error) {

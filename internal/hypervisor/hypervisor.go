@@ -38,6 +38,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os/exec"
 	"strings"
 	"time"
 
@@ -138,6 +139,9 @@ type Config struct {
 	RunDir      string // existing directory for the driver's files: console.log, VMM log
 	Shares      []Share
 	User        *User // whom the VMM runs as; nil: as the caller
+	// Launch starts the VMM as the command's own Start does, on the same thread, in a cgroup for
+	// example; nil: that is enough.
+	Launch func(cmd *exec.Cmd) error
 }
 
 // User is an identity on the host without any privileges.

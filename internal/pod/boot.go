@@ -19,6 +19,7 @@ import (
 	"runv/internal/agentclient"
 	"runv/internal/bundle"
 	"runv/internal/factory"
+	"runv/internal/hostcgroup"
 	"runv/internal/hypervisor"
 	"runv/internal/state"
 	"runv/internal/storage"
@@ -36,11 +37,12 @@ const guestCall = 30 * time.Second
 // boot is the making of the pod's VM. It happens once; done is closed at its
 // end, and then vm or err is set.
 type boot struct {
-	cancel context.CancelCauseFunc
-	shared chan struct{} // closed when the share is there, or done
-	done   chan struct{}
-	vm     *factory.VM
-	err    error
+	cancel   context.CancelCauseFunc
+	shared   chan struct{} // closed when the share is there, or will not be
+	shareErr error         // why not, after shared
+	done     chan struct{}
+	vm       *factory.VM
+	err      error
 }
 
 // size is how large a VM to make.
@@ -74,8 +76,9 @@ func sizeForLimit(limit int64) int64 {
 	return (min(limit, math.MaxInt64/2) + OverheadBytes + mib - 1) / mib * mib
 }
 
-// startBoot begins the boot of the VM. On the pod's goroutine.
-func (p *Pod) startBoot(s size) {
+// startBoot begins the boot of the VM for its first container, which has this stand-in. On the
+// pod's goroutine.
+func (p *Pod) startBoot(s size, c hostcgroup.Container, standIn int) {
 	p.to(Starting, "first container")
 	ctx, cancel := context.WithCancelCause(context.Background())
 	p.boot.cancel = cancel
@@ -84,17 +87,43 @@ func (p *Pod) startBoot(s size) {
 	go func() {
 		defer cancel(nil)
 		began := time.Now()
-		err := p.cfg.Share.Start(ctx)
-		shareTook := time.Since(began)
-		close(p.boot.shared)
-		if err != nil {
-			p.boot.err = err
-		} else if p.boot.vm, err = p.startVM(ctx, s); err != nil {
-			p.boot.err = err
+		err := p.cfg.Cgroup.Create(c, standIn, p.saveCgroup)
+		took := []state.Phase{{Name: "cgroup", Duration: time.Since(began)}}
+		if err == nil {
+			began = time.Now()
+			err = p.cfg.Share.Start(ctx)
+			took = append(took, state.Phase{Name: "share", Duration: time.Since(began)})
 		}
+		p.boot.shareErr = err
+		close(p.boot.shared)
+		if err == nil {
+			p.boot.vm, err = p.startVM(ctx, s)
+		}
+		p.boot.err = p.whyKilled(err)
 		close(p.boot.done)
-		p.post(func() { p.booted(shareTook) })
+		p.post(func() { p.booted(took) })
 	}()
+}
+
+// saveCgroup records the cgroup before what is in it can outlive this process.
+func (p *Pod) saveCgroup(r hostcgroup.Record) {
+	_ = p.do(context.Background(), func() error {
+		p.record.Cgroup = r
+		p.save()
+		return nil
+	})
+}
+
+// whyKilled replaces the error of a VM whose VMM, or one of its helpers, has been killed when the
+// host's memory, or the part of it that the pod may have, was used up.
+func (p *Pod) whyKilled(err error) error {
+	if err == nil {
+		return nil
+	}
+	if why := p.cfg.Cgroup.OOM(); why != "" {
+		return fmt.Errorf("VM ended: %s", why)
+	}
+	return err
 }
 
 // startVM gets the VM and makes its guest this pod's.
@@ -138,8 +167,10 @@ func (p *Pod) configure(ctx context.Context, vm *factory.VM) error {
 }
 
 // booted takes over what the boot made. On the pod's goroutine.
-func (p *Pod) booted(shareTook time.Duration) {
-	p.phase("share", shareTook)
+func (p *Pod) booted(before []state.Phase) {
+	for _, ph := range before {
+		p.phase(ph.Name, ph.Duration)
+	}
 	if p.boot.err != nil {
 		if p.state == Starting { // else the boot was cancelled
 			p.fail(p.boot.err)
@@ -212,21 +243,32 @@ func visible(r rune) rune {
 func (p *Pod) watchVM(vm *factory.VM) {
 	select {
 	case <-vm.Done():
-		p.post(func() { p.vmEnded(vm.Err()) })
+		err := p.vmError(vm)
+		p.post(func() { p.fail(err) })
 	case <-p.cfg.Share.Done():
-		err := p.cfg.Share.Err()
-		p.post(func() { p.fail(fmt.Errorf("share ended: %w", orUnknown(err))) })
+		err := p.whyKilled(fmt.Errorf("share ended: %w", orUnknown(p.cfg.Share.Err())))
+		p.post(func() { p.fail(err) })
 	case <-vm.Agent.Done():
 		// Either the VM dies, which tells more, or the guest broke the channel.
 		select {
 		case <-vm.Done():
-			p.post(func() { p.vmEnded(vm.Err()) })
+			err := p.vmError(vm)
+			p.post(func() { p.fail(err) })
 		case <-time.After(2 * time.Second):
 			p.post(func() { p.fail(factory.WithConsole(errors.New("agent channel broke"), vm.VM)) })
 		case <-p.ended:
 		}
 	case <-p.ended:
 	}
+}
+
+// vmError tells why the VM has ended, if nobody has asked it to.
+func (p *Pod) vmError(vm *factory.VM) error {
+	err := vm.Err()
+	if err == nil {
+		err = errors.New("the guest powered itself off")
+	}
+	return p.whyKilled(fmt.Errorf("VM ended: %w", err))
 }
 
 func orUnknown(err error) error {
@@ -240,7 +282,7 @@ func orUnknown(err error) error {
 func (p *Pod) awaitShare(ctx context.Context) error {
 	select {
 	case <-p.boot.shared:
-		return nil
+		return p.boot.shareErr
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -274,7 +316,7 @@ func (p *Pod) explain(err error, vm *factory.VM) error {
 	select {
 	case <-vm.Done():
 		if exit := vm.Err(); exit != nil {
-			return exit
+			return p.whyKilled(exit)
 		}
 	case <-time.After(2 * time.Second):
 	}

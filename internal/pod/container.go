@@ -14,6 +14,7 @@ import (
 	"runv/internal/agentclient"
 	"runv/internal/bundle"
 	"runv/internal/factory"
+	"runv/internal/hostcgroup"
 	"runv/internal/journal"
 	"runv/internal/rpcerror"
 	"runv/internal/standin"
@@ -98,8 +99,7 @@ func (p *Pod) whyEnded() (cause error) {
 	return cause
 }
 
-// admitContainer adds the record of a new container and begins the VM's boot if it
-// is the first. On the pod's goroutine.
+// admitContainer adds the record of a new container. On the pod's goroutine.
 func (p *Pod) admitContainer(req CreateRequest, b *bundle.Bundle, cancel context.CancelCauseFunc) (*container, error) {
 	_, known := p.containers[req.ID]
 	if err := admitCreate(p.state, req.ID, known); err != nil {
@@ -133,9 +133,6 @@ func (p *Pod) admitContainer(req CreateRequest, b *bundle.Bundle, cancel context
 	p.containers[req.ID] = c
 	p.pending++ // until created or forget
 	p.setStatus(c, state.Creating)
-	if p.state == Idle {
-		p.startBoot(p.sizeFor(b.Size()))
-	}
 	return c, nil
 }
 
@@ -147,10 +144,21 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 		return 0, err
 	}
 	proc := newProcess(c, initProcess, peer)
-	var record state.Container // as hooks see it
+	var record state.Container      // as hooks see it
+	var first *hostcgroup.Container // nil: the pod has another, whose cgroup it shares
 	if err := p.do(ctx, func() error {
 		c.record.StandIn = proc.standIn
 		record = c.record
+		switch p.state {
+		case Idle:
+			s := p.sizeFor(b.Size())
+			first = &hostcgroup.Container{
+				ID: req.ID, Path: b.Spec.Linux.CgroupsPath, Resources: b.Spec.Linux.Resources, VMMemory: s.memory,
+			}
+			p.startBoot(s, *first, proc.standIn.PID)
+		case Stopping, Stopped:
+			return errStopping
+		}
 		return p.addProcess(proc)
 	}); err != nil {
 		_ = peer.Close()
@@ -159,6 +167,11 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	}
 	if err := p.awaitShare(ctx); err != nil {
 		return 0, err
+	}
+	if first != nil { // while the VM boots; hooks find it there
+		if err := p.cfg.Cgroup.Join(proc.standIn.PID); err != nil {
+			return 0, err
+		}
 	}
 	mapping, err := p.addToShare(ctx, c, b)
 	if err != nil {
@@ -191,6 +204,11 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	}
 	if _, err := vm.Agent.Containers.Create(ctx, create); err != nil {
 		return 0, p.explain(agentclient.Error(err), vm)
+	}
+	if first != nil {
+		if err := p.cfg.Cgroup.Limit(first.Resources, first.VMMemory); err != nil {
+			return 0, err
+		}
 	}
 	return proc.standIn.PID, p.do(ctx, func() error {
 		if context.Cause(ctx) != nil {
@@ -509,6 +527,9 @@ func (p *Pod) Update(ctx context.Context, id string, resources []byte) (res Upda
 		return res, err
 	}
 	res.InEffect = limitsOf(answer)
+	if err := p.cfg.Cgroup.Limit(r, res.MemoryBytes); err != nil {
+		return res, fmt.Errorf("the limits in the VM are changed, those of the VM are not: %w", err)
+	}
 	return res, nil
 }
 
@@ -541,14 +562,19 @@ func (p *Pod) State(ctx context.Context, id string) (record state.Container, err
 	return record, err
 }
 
-// Stats reads what a container uses.
-func (p *Pod) Stats(ctx context.Context, id string) (*agentv1.StatsResponse, error) {
+// Stats reads what a container uses in the guest, and what its VM takes on the host.
+func (p *Pod) Stats(ctx context.Context, id string) (*agentv1.StatsResponse, hostcgroup.Stats, error) {
+	var host hostcgroup.Stats
 	vm, err := p.inspect(ctx, verbInspect, id)
 	if err != nil {
-		return nil, err
+		return nil, host, err
 	}
 	resp, err := vm.Agent.Containers.Stats(ctx, &agentv1.StatsRequest{Id: id})
-	return resp, p.explain(agentclient.Error(err), vm)
+	if err != nil {
+		return nil, host, p.explain(agentclient.Error(err), vm)
+	}
+	host, err = p.cfg.Cgroup.Stats(append([]int{vm.Info().PID}, p.cfg.Share.Processes()...))
+	return resp, host, err
 }
 
 // Processes lists what runs in a container.

@@ -8,8 +8,10 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"runv/internal/factory"
+	"runv/internal/hostcgroup"
 	"runv/internal/hypervisor"
 	"runv/internal/journal"
 	"runv/internal/rpcerror"
@@ -48,6 +50,16 @@ type standIns interface {
 	Await(ctx context.Context, token standin.Token) (*standin.Peer, error)
 }
 
+// hostCgroup is the pod's cgroup on the host; hostcgroup.Group is one.
+type hostCgroup interface {
+	Create(c hostcgroup.Container, pid int, save func(hostcgroup.Record)) error
+	Join(pid int) error
+	Limit(r *specs.LinuxResources, vmMemory int64) error
+	Stats(vm []int) (hostcgroup.Stats, error)
+	OOM() string
+	Remove(ctx context.Context) error
+}
+
 // Config describes a pod. All fields are needed.
 type Config struct {
 	Record        state.Pod         // as created; the pod fills in the rest
@@ -58,6 +70,7 @@ type Config struct {
 
 	Factory  vmFactory
 	Share    share
+	Cgroup   hostCgroup
 	Recorder recorder
 	StandIns standIns
 	Journal  *journal.Journal
@@ -116,7 +129,7 @@ func (p *Pod) Run(ctx context.Context) error {
 		case input := <-p.inputs:
 			input()
 		case <-idle.C:
-			if p.state == Idle {
+			if p.state == Idle && len(p.containers) == 0 {
 				p.log.Warn("nobody asked for a container", "timeout", p.cfg.IdleTimeout)
 				p.stop("idle")
 			}
@@ -128,7 +141,21 @@ func (p *Pod) Run(ctx context.Context) error {
 			p.stop("supervisor is told to end")
 		}
 	}
+	if len(p.containers) == 0 { // else the cgroup is removed with the last record of one, as under runc
+		p.removeCgroup()
+	}
 	return p.failure
+}
+
+// cgroupTimeout bounds the wait for the stand-in's end.
+const cgroupTimeout = 2 * time.Second
+
+func (p *Pod) removeCgroup() {
+	ctx, cancel := context.WithTimeout(context.Background(), cgroupTimeout)
+	defer cancel()
+	if err := p.cfg.Cgroup.Remove(ctx); err != nil {
+		p.log.Warn("pod's end", "err", err) // its record is on disk
+	}
 }
 
 // ErrEnded is the answer to requests that come when the pod has ended.
@@ -317,17 +344,6 @@ func (p *Pod) endAll() {
 
 // exitKilled is the status of a process that died by SIGKILL.
 const exitKilled = 128 + 9
-
-// vmEnded is told when the VM is gone. On the pod's goroutine.
-func (p *Pod) vmEnded(err error) {
-	if p.state == Stopping || p.state == Stopped {
-		return
-	}
-	if err == nil {
-		err = errors.New("the guest powered itself off")
-	}
-	p.fail(fmt.Errorf("VM ended: %w", err))
-}
 
 // fail ends a pod whose VM cannot go on. On the pod's goroutine.
 func (p *Pod) fail(err error) {

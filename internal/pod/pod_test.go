@@ -20,6 +20,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
@@ -28,6 +29,7 @@ import (
 	agentv1 "runv/api/agent/v1"
 	"runv/internal/bundle"
 	"runv/internal/factory"
+	"runv/internal/hostcgroup"
 	"runv/internal/hypervisor"
 	"runv/internal/hypervisor/fake"
 	"runv/internal/journal"
@@ -293,6 +295,7 @@ type world struct {
 	agent   *agent
 	driver  *fake.Driver
 	share   *noShare
+	cgroup  *noCgroup
 	ran     chan error
 	bundle  string
 	journal *journal.Journal
@@ -300,7 +303,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, agent: newAgent(), share: &noShare{added: map[string]bool{}, done: make(chan struct{})}, ran: make(chan error, 1)}
+	w := &world{t: t, agent: newAgent(), share: &noShare{added: map[string]bool{}, done: make(chan struct{})}, cgroup: &noCgroup{}, ran: make(chan error, 1)}
 	w.driver = &fake.Driver{Guest: w.agent.serve}
 	root := filepath.Join(t.TempDir(), "root")
 	var err error
@@ -319,7 +322,7 @@ func newWorld(t *testing.T) *world {
 		Record: record, VM: hypervisor.Config{ID: "p", RunDir: w.store.PodDir("p"), Accel: hypervisor.TCG},
 		DefaultVCPUs: 1, DefaultMemory: 512 << 20, IdleTimeout: time.Minute,
 		Factory: factory.Direct{Driver: w.driver, BootTimeout: 5 * time.Second},
-		Share:   w.share, Recorder: w.disk, StandIns: listener, Journal: w.journal,
+		Share:   w.share, Cgroup: w.cgroup, Recorder: w.disk, StandIns: listener, Journal: w.journal,
 		OnHost: func(f func() error) error { return f() }, Log: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -769,7 +772,7 @@ func TestUnknownNames(t *testing.T) {
 	assert.ErrorIs(t, w.pod.Start(t.Context(), "none"), errdefs.ErrNotFound)
 	assert.ErrorIs(t, w.pod.Delete(t.Context(), "none", false), errdefs.ErrNotFound)
 	assert.NilError(t, w.pod.Delete(t.Context(), "none", true))
-	_, err := w.pod.Stats(t.Context(), "none")
+	_, _, err := w.pod.Stats(t.Context(), "none")
 	assert.ErrorIs(t, err, errdefs.ErrNotFound)
 	_, err = w.create("web", 1)
 	assert.NilError(t, err)
@@ -805,6 +808,7 @@ func TestUpdate(t *testing.T) {
 		assert.Assert(t, len(value) <= 4096 && !strings.ContainsRune(value, '\x1b'))
 	}
 	assert.Equal(t, res.MemoryBytes, int64(512<<20))
+	assert.Equal(t, w.cgroup.limited.Swap(0), int64(512<<20), "the host's limit follows")
 	assert.Equal(t, len(res.Warnings), 2, "%q", res.Warnings)
 
 	_, err = w.pod.Update(t.Context(), "web", []byte(`{"cpu":{"quota":1}}`))
@@ -817,4 +821,71 @@ func TestUpdate(t *testing.T) {
 	assert.ErrorContains(t, err, "pids.limit: no")
 	_, err = w.pod.Update(t.Context(), "none", []byte(`{}`))
 	assert.ErrorIs(t, err, errdefs.ErrNotFound)
+}
+
+// noCgroup is a cgroup on a host that has none, or whose kernel says why it has killed something in it.
+type noCgroup struct {
+	oom     atomic.Value // string
+	removed atomic.Bool
+	create  error
+	limited atomic.Int64 // of the VM's memory
+	joined  atomic.Int64 // pid
+}
+
+func (g *noCgroup) Create(c hostcgroup.Container, _ int, save func(hostcgroup.Record)) error {
+	if g.create == nil {
+		save(hostcgroup.Record{Dirs: []hostcgroup.Dir{{Path: "/no/such/cgroup/" + c.ID}}})
+	}
+	return g.create
+}
+
+func (g *noCgroup) Join(pid int) error {
+	g.joined.Store(int64(pid))
+	return nil
+}
+
+func (g *noCgroup) Limit(_ *specs.LinuxResources, vmMemory int64) error {
+	g.limited.Store(vmMemory)
+	return nil
+}
+
+func (g *noCgroup) Stats([]int) (hostcgroup.Stats, error) {
+	return hostcgroup.Stats{Guest: 1 << 20}, nil
+}
+func (g *noCgroup) OOM() string                  { why, _ := g.oom.Load().(string); return why }
+func (g *noCgroup) Remove(context.Context) error { g.removed.Store(true); return nil }
+
+func TestCgroup(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	assert.Equal(t, w.cgroup.joined.Load(), int64(os.Getpid()), "the stand-in")
+	assert.Equal(t, w.cgroup.limited.Load(), int64(512<<20))
+	record, err := w.store.LoadPod("p")
+	assert.NilError(t, err)
+	assert.Equal(t, record.Cgroup.String(), "/no/such/cgroup/web")
+	assert.NilError(t, w.pod.Start(t.Context(), "web"))
+	_, host, err := w.pod.Stats(t.Context(), "web")
+	assert.NilError(t, err)
+	assert.Equal(t, host.Guest, uint64(1<<20))
+
+	w.cgroup.oom.Store("killed by the kernel")
+	w.driver.VMs()[0].Crash("signal: killed")
+	assert.Error(t, <-w.ran, "VM ended: killed by the kernel")
+	w.ran <- nil
+	record, err = w.store.LoadPod("p")
+	assert.NilError(t, err)
+	assert.Equal(t, record.Failure, "VM ended: killed by the kernel")
+	assert.Assert(t, !w.cgroup.removed.Load(), "it is there until the container is deleted")
+}
+
+func TestNoCgroupNoVM(t *testing.T) {
+	w := newWorld(t)
+	w.cgroup.create = errors.New("linux.cgroupsPath: busy")
+	_, err := w.create("web", 1)
+	assert.Error(t, err, "create web: linux.cgroupsPath: busy")
+	<-w.ran
+	w.ran <- nil
+	assert.Equal(t, len(w.driver.VMs()), 0)
+	assert.Assert(t, w.cgroup.removed.Load(), "what was made of it")
 }

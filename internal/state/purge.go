@@ -17,8 +17,8 @@ import (
 
 // Purge removes a container by force and from disk alone: it kills the
 // container's stand-in and removes its directory, and when no other container
-// names its pod it kills the pod's supervisor and VM, unmounts what is mounted
-// below the pod's directory and removes that, too.
+// names its pod it kills the pod's supervisor and VM, removes the pod's cgroup,
+// unmounts what is mounted below the pod's directory and removes that, too.
 //
 // It works with damaged and missing state files, succeeds when there is
 // nothing to remove, and may run concurrently with itself and anything else.
@@ -45,7 +45,11 @@ func (s *Store) Purge(ctx context.Context, id string) (taken *Container, err err
 		return taken, fmt.Errorf("purge container %s: %w", id, err)
 	}
 	if !shared {
-		if err := killPod(ctx, s.PodDir(pod)); err != nil {
+		err := killPod(ctx, s.PodDir(pod))
+		if err == nil {
+			err = removeCgroup(ctx, s.PodDir(pod))
+		}
+		if err != nil {
 			return taken, fmt.Errorf("purge container %s: %w", id, err)
 		}
 	}
@@ -192,10 +196,28 @@ func (s *Store) podAlive(id string) bool {
 
 // destroy kills what a discarded directory names and then deletes it.
 func destroy(ctx context.Context, dir string) error {
-	if err := killPod(ctx, dir); err != nil {
+	err := killPod(ctx, dir)
+	if err == nil {
+		err = removeCgroup(ctx, dir)
+	}
+	if err != nil {
 		return err // the record must outlive what it names
 	}
 	return removeTree(dir)
+}
+
+// cgroupTimeout bounds the wait for processes in a pod's cgroup that are ending.
+const cgroupTimeout = 2 * time.Second
+
+// removeCgroup removes the cgroup of the pod whose files are in dir, if it is a pod's and has one.
+func removeCgroup(ctx context.Context, dir string) error {
+	pod, _ := loose[Pod](filepath.Join(dir, podFile))
+	if pod.Cgroup.IsZero() || pod.Cgroup.Validate() != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, cgroupTimeout)
+	defer cancel()
+	return pod.Cgroup.Remove(ctx)
 }
 
 // killPod kills the processes of the pod whose files are in dir, if it is a

@@ -36,6 +36,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"runv/internal/hostcgroup"
 )
 
 // Version is of the files that this package writes, and the newest that it reads.
@@ -116,6 +118,9 @@ type Pod struct {
 	Phases      []Phase   `json:"phases,omitempty"`
 	Command     []string  `json:"command,omitempty"` // that started the VMM
 	Failure     string    `json:"failure,omitempty"` // why the VM ended, if nobody asked it to
+	// Cgroup is the pod's on the host. It is removed after the pod, when no container names that any
+	// more.
+	Cgroup hostcgroup.Record `json:"cgroup,omitzero"`
 }
 
 // Phase is one timed step of the pod's start.
@@ -211,6 +216,9 @@ func (p *Pod) validate() error {
 		if vm.IsZero() {
 			return damaged("vm[%d] is no process", i)
 		}
+	}
+	if err := p.Cgroup.Validate(); err != nil {
+		return damaged("%v", err)
 	}
 	if err := p.Creator.validate("creator"); err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"gotest.tools/v3/assert"
 
+	"runv/internal/hostcgroup"
 	"runv/internal/state"
 )
 
@@ -32,6 +33,9 @@ func fill(v reflect.Value, n *int) {
 		return
 	case state.Status:
 		v.SetString(string(state.Running))
+		return
+	case hostcgroup.Dir:
+		v.Set(reflect.ValueOf(hostcgroup.Dir{Hierarchy: "memory", Path: fmt.Sprint("/text", *n), Inode: uint64(*n)}))
 		return
 	}
 	switch v.Kind() {
@@ -124,6 +128,9 @@ func TestDecodeRefuses(t *testing.T) {
 		return string(out)
 	}
 	process := func(pid int) map[string]any { return map[string]any{"pid": pid, "startTime": 1} }
+	cgroup := func(path string) map[string]any {
+		return map[string]any{"dirs": []any{map[string]any{"path": path}}}
+	}
 	containers := map[string]string{
 		``:                 "EOF",
 		`{`:                "EOF",
@@ -149,15 +156,20 @@ func TestDecodeRefuses(t *testing.T) {
 		assert.Assert(t, errdefs.IsDataLoss(err), "%v", err)
 	}
 	pods := map[string]string{
-		change(goodPod, "id", ""):                                  "id",
-		change(goodPod, "supervisor", process(1)):                  "supervisor has pid 1",
-		change(goodPod, "vm", []any{process(7), process(-1)}):      "vm[1] has pid -1",
-		change(goodPod, "vm", []any{map[string]any{}}):             "vm[0] is no process",
-		change(goodPod, "vm", make([]any, 100)):                    "100 entries in vm",
-		change(goodPod, "phases", make([]any, 1000)):               "1000 entries in phases",
-		change(goodPod, "phases", []any{map[string]any{"ms": -1}}): "duration of -1 ms",
-		change(goodPod, "vcpus", -1):                               "vcpus -1",
-		change(goodPod, "memoryBytes", -1):                         "memoryBytes -1",
+		change(goodPod, "id", ""):                                                                       "id",
+		change(goodPod, "supervisor", process(1)):                                                       "supervisor has pid 1",
+		change(goodPod, "vm", []any{process(7), process(-1)}):                                           "vm[1] has pid -1",
+		change(goodPod, "vm", []any{map[string]any{}}):                                                  "vm[0] is no process",
+		change(goodPod, "vm", make([]any, 100)):                                                         "100 entries in vm",
+		change(goodPod, "phases", make([]any, 1000)):                                                    "1000 entries in phases",
+		change(goodPod, "phases", []any{map[string]any{"ms": -1}}):                                      "duration of -1 ms",
+		change(goodPod, "vcpus", -1):                                                                    "vcpus -1",
+		change(goodPod, "memoryBytes", -1):                                                              "memoryBytes -1",
+		change(goodPod, "cgroup", cgroup("/sys/fs/cgroup/../..")):                                       `directory "/sys/fs/cgroup/../.." of a cgroup`,
+		change(goodPod, "cgroup", cgroup("x")):                                                          `directory "x" of a cgroup`,
+		change(goodPod, "cgroup", map[string]any{"dirs": make([]any, 65)}):                              "65 directories of a cgroup",
+		change(goodPod, "cgroup", map[string]any{"unit": map[string]any{}}):                             "unit without a name",
+		change(goodPod, "cgroup", map[string]any{"unit": map[string]any{"name": "x", "slice": "../a"}}): `part "../a" of a unit's name`,
 	}
 	for data, want := range pods {
 		_, err := state.DecodePod([]byte(data))

@@ -231,20 +231,29 @@ func (s *Store) Pods() ([]Pod, error) {
 	return loadAll(filepath.Join(s.root, podsDir), s.LoadPod)
 }
 
-// RemovePod removes a pod's directory, and unmounts what is mounted in it; it
+// RemovePod removes a pod's directory and its cgroup, and unmounts what is mounted in it; it
 // kills nothing. It is how a supervisor ends. Success when there is none;
-// errdefs.ErrFailedPrecondition while a container names the pod.
+// errdefs.ErrFailedPrecondition while a container names the pod. It waits up to two seconds for
+// processes in the cgroup that are ending; SweepPods removes a pod that has others there.
 func (s *Store) RemovePod(id string) error {
 	if !validName(id) {
 		return invalidID("pod", id)
 	}
-	return s.remove("pod", id, s.PodDir(id), func() error {
+	unused := func() error {
 		if names := s.containersOf(id); len(names) > 0 {
 			return errdefs.ErrFailedPrecondition.WithMessage(
 				fmt.Sprintf("container %s is in it", names[0]))
 		}
 		return nil
-	}, func(string) {})
+	}
+	if unused() == nil {
+		ctx, cancel := bounded(cgroupTimeout)
+		defer cancel()
+		if err := removeCgroup(ctx, s.PodDir(id)); err != nil {
+			return fmt.Errorf("remove pod %s: %w", id, err)
+		}
+	}
+	return s.remove("pod", id, s.PodDir(id), unused, func(string) {})
 }
 
 // Live is the container's status with the death of its supervisor taken into

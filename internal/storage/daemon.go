@@ -79,11 +79,15 @@ func (d *daemon) start(ctx context.Context, program Daemon, cfg ShareConfig) err
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	cmd.WaitDelay = time.Second // its second process may hold stderr a little longer
 
+	launch := cfg.Launch
+	if launch == nil {
+		launch = (*exec.Cmd).Start
+	}
 	started := make(chan error, 1)
 	go func() {
 		// The kernel sends the parent's death signal when this thread ends.
 		runtime.LockOSThread()
-		d.run(cmd, log, started)
+		d.run(cmd, launch, log, started)
 	}()
 	if err := <-started; err != nil {
 		return fmt.Errorf("start %s: %w", program.Path, err)
@@ -107,9 +111,9 @@ func (d *daemon) start(ctx context.Context, program Daemon, cfg ShareConfig) err
 }
 
 // run is the one place that waits for the process.
-func (d *daemon) run(cmd *exec.Cmd, log *console.Log, started chan<- error) {
+func (d *daemon) run(cmd *exec.Cmd, launch func(*exec.Cmd) error, log *console.Log, started chan<- error) {
 	defer log.Close()
-	err := cmd.Start()
+	err := launch(cmd)
 	if err != nil {
 		d.never()
 		started <- err

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -45,7 +46,10 @@ type ShareConfig struct {
 	// HostMounts is where the paths given to Add are looked up; nil: this process's own
 	// namespace. It stays the caller's, open until Close.
 	HostMounts *mountns.Host
-	Log        *slog.Logger
+	// Launch starts the daemon as the command's own Start does, in a cgroup for example; nil: that is
+	// enough.
+	Launch func(cmd *exec.Cmd) error
+	Log    *slog.Logger
 }
 
 // Root is a container's root file system.

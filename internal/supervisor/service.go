@@ -141,7 +141,7 @@ func (s *containersService) Update(ctx context.Context, req *supervisorv1.Update
 }
 
 func (s *containersService) Stats(ctx context.Context, req *supervisorv1.StatsRequest) (*supervisorv1.StatsResponse, error) {
-	st, err := s.pod.Stats(ctx, req.Id)
+	st, host, err := s.pod.Stats(ctx, req.Id)
 	if err != nil {
 		return nil, err
 	}
@@ -151,6 +151,14 @@ func (s *containersService) Stats(ctx context.Context, req *supervisorv1.StatsRe
 		MemoryUsageBytes: st.MemoryUsageBytes, MemoryLimitBytes: st.MemoryLimitBytes,
 		MemorySwapUsageBytes: st.MemorySwapUsageBytes, MemoryStat: st.MemoryStat,
 		PidsCurrent: st.PidsCurrent, PidsLimit: st.PidsLimit, OomKills: st.OomKills,
+		Vmm: &supervisorv1.VmmStats{
+			Cgroup:        host.Path,
+			CpuUsageNanos: host.CPUUsage, CpuUserNanos: host.CPUUser, CpuSystemNanos: host.CPUSys,
+			CpuThrottledPeriods: host.ThrottledPeriods, CpuThrottledNanos: host.Throttled,
+			MemoryUsageBytes: host.MemoryUsage, MemoryLimitBytes: host.MemoryLimit,
+			GuestBytes: host.Guest, OverheadBytes: host.Overhead,
+			ThreadsCurrent: host.Pids, ThreadsLimit: host.PidsLimit, OomKills: host.OOMKills,
+		},
 	}, nil
 }
 

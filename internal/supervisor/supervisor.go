@@ -28,6 +28,7 @@ import (
 
 	"runv/internal/config"
 	"runv/internal/factory"
+	"runv/internal/hostcgroup"
 	"runv/internal/hypervisor"
 	"runv/internal/hypervisor/qemu"
 	"runv/internal/journal"
@@ -56,6 +57,7 @@ type Options struct {
 	Pod     string // id of a pod that exists in it
 	Debug   bool
 	Config  config.Overrides
+	Systemd bool // makes the pod's cgroup
 	Version string
 }
 
@@ -95,6 +97,7 @@ func parse(args []string) (opts Options, err error) {
 	fs.StringVar(&opts.Root, "root", "", "state directory")
 	fs.StringVar(&opts.Pod, "pod", "", "pod id")
 	fs.BoolVar(&opts.Debug, "debug", false, "log more")
+	fs.BoolVar(&opts.Systemd, "systemd-cgroup", false, "let systemd make the cgroup")
 	fs.StringVar(&opts.Config.File, "config", "", "configuration file")
 	fs.StringVar(&opts.Config.GuestDir, "guest-dir", "", "directory of the guest's files")
 	if err := fs.Parse(args); err != nil {
@@ -195,16 +198,18 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 	if s.api, err = unixsock.Listen(dir, state.SupervisorSocket, "unix"); err != nil {
 		return nil, s, err
 	}
+	cgroup := hostcgroup.New(hostcgroup.Config{Systemd: opts.Systemd, Overhead: cfg.VMMMemory, Log: log})
 	share := storage.NewShare(storage.ShareConfig{
 		Dir:        filepath.Join(dir, "share"),
 		Virtiofsd:  cfg.Virtiofsd,
 		Log:        log,
 		LogFile:    filepath.Join(dir, "virtiofsd.log"),
 		HostMounts: hostMounts,
+		Launch:     cgroup.Start,
 	})
 	vm := hypervisor.Config{
 		ID: opts.Pod, Binary: cfg.QEMU, Kernel: guest.Kernel, Initrd: guest.Initrd, Accel: accel, RunDir: dir,
-		User: user,
+		User: user, Launch: cgroup.Start,
 	}
 	if opts.Debug {
 		vm.KernelArgs = append(vm.KernelArgs, "runv.log=debug", "loglevel=7")
@@ -213,7 +218,7 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 		Record: record, VM: vm,
 		DefaultVCPUs: cfg.DefaultVCPUs, DefaultMemory: cfg.DefaultMemory, IdleTimeout: idleTimeout,
 		Factory: factory.Direct{Driver: driver, BootTimeout: cfg.BootTimeout},
-		Share:   share, Recorder: store, StandIns: s.standIns, Journal: s.journal, Log: log,
+		Share:   share, Cgroup: cgroup, Recorder: store, StandIns: s.standIns, Journal: s.journal, Log: log,
 		OnHost: func(f func() error) error { return mountns.Do(hostMounts, f) },
 	}), s, nil
 }

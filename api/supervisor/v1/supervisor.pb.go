@@ -1112,8 +1112,10 @@ type StatsResponse struct {
 	PidsCurrent          uint64                 `protobuf:"varint,10,opt,name=pids_current,json=pidsCurrent,proto3" json:"pids_current,omitempty"`
 	PidsLimit            uint64                 `protobuf:"varint,11,opt,name=pids_limit,json=pidsLimit,proto3" json:"pids_limit,omitempty"` // 0: no limit
 	OomKills             uint64                 `protobuf:"varint,12,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// What the pod's VM takes on the host; of it the container is only a part.
+	Vmm           *VmmStats `protobuf:"bytes,30,opt,name=vmm,proto3" json:"vmm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatsResponse) Reset() {
@@ -1230,6 +1232,155 @@ func (x *StatsResponse) GetOomKills() uint64 {
 	return 0
 }
 
+func (x *StatsResponse) GetVmm() *VmmStats {
+	if x != nil {
+		return x.Vmm
+	}
+	return nil
+}
+
+// VmmStats is what the cgroup of QEMU and its helpers uses on the host. With an empty cgroup there
+// is none, and guest_bytes and overhead_bytes are all that is known.
+type VmmStats struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Cgroup              string                 `protobuf:"bytes,1,opt,name=cgroup,proto3" json:"cgroup,omitempty"` // its path, in v1 that of the memory controller
+	CpuUsageNanos       uint64                 `protobuf:"varint,2,opt,name=cpu_usage_nanos,json=cpuUsageNanos,proto3" json:"cpu_usage_nanos,omitempty"`
+	CpuUserNanos        uint64                 `protobuf:"varint,3,opt,name=cpu_user_nanos,json=cpuUserNanos,proto3" json:"cpu_user_nanos,omitempty"`
+	CpuSystemNanos      uint64                 `protobuf:"varint,4,opt,name=cpu_system_nanos,json=cpuSystemNanos,proto3" json:"cpu_system_nanos,omitempty"`
+	CpuThrottledPeriods uint64                 `protobuf:"varint,5,opt,name=cpu_throttled_periods,json=cpuThrottledPeriods,proto3" json:"cpu_throttled_periods,omitempty"`
+	CpuThrottledNanos   uint64                 `protobuf:"varint,6,opt,name=cpu_throttled_nanos,json=cpuThrottledNanos,proto3" json:"cpu_throttled_nanos,omitempty"`
+	MemoryUsageBytes    uint64                 `protobuf:"varint,7,opt,name=memory_usage_bytes,json=memoryUsageBytes,proto3" json:"memory_usage_bytes,omitempty"`
+	MemoryLimitBytes    uint64                 `protobuf:"varint,8,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"` // max uint64: no limit
+	GuestBytes          uint64                 `protobuf:"varint,9,opt,name=guest_bytes,json=guestBytes,proto3" json:"guest_bytes,omitempty"`                     // of the guest's memory, as far as the host holds it
+	OverheadBytes       uint64                 `protobuf:"varint,10,opt,name=overhead_bytes,json=overheadBytes,proto3" json:"overhead_bytes,omitempty"`           // of QEMU and its helpers, for themselves
+	ThreadsCurrent      uint64                 `protobuf:"varint,11,opt,name=threads_current,json=threadsCurrent,proto3" json:"threads_current,omitempty"`
+	ThreadsLimit        uint64                 `protobuf:"varint,12,opt,name=threads_limit,json=threadsLimit,proto3" json:"threads_limit,omitempty"` // 0: no limit
+	OomKills            uint64                 `protobuf:"varint,13,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"`             // by the host's kernel
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *VmmStats) Reset() {
+	*x = VmmStats{}
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VmmStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VmmStats) ProtoMessage() {}
+
+func (x *VmmStats) ProtoReflect() protoreflect.Message {
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VmmStats.ProtoReflect.Descriptor instead.
+func (*VmmStats) Descriptor() ([]byte, []int) {
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *VmmStats) GetCgroup() string {
+	if x != nil {
+		return x.Cgroup
+	}
+	return ""
+}
+
+func (x *VmmStats) GetCpuUsageNanos() uint64 {
+	if x != nil {
+		return x.CpuUsageNanos
+	}
+	return 0
+}
+
+func (x *VmmStats) GetCpuUserNanos() uint64 {
+	if x != nil {
+		return x.CpuUserNanos
+	}
+	return 0
+}
+
+func (x *VmmStats) GetCpuSystemNanos() uint64 {
+	if x != nil {
+		return x.CpuSystemNanos
+	}
+	return 0
+}
+
+func (x *VmmStats) GetCpuThrottledPeriods() uint64 {
+	if x != nil {
+		return x.CpuThrottledPeriods
+	}
+	return 0
+}
+
+func (x *VmmStats) GetCpuThrottledNanos() uint64 {
+	if x != nil {
+		return x.CpuThrottledNanos
+	}
+	return 0
+}
+
+func (x *VmmStats) GetMemoryUsageBytes() uint64 {
+	if x != nil {
+		return x.MemoryUsageBytes
+	}
+	return 0
+}
+
+func (x *VmmStats) GetMemoryLimitBytes() uint64 {
+	if x != nil {
+		return x.MemoryLimitBytes
+	}
+	return 0
+}
+
+func (x *VmmStats) GetGuestBytes() uint64 {
+	if x != nil {
+		return x.GuestBytes
+	}
+	return 0
+}
+
+func (x *VmmStats) GetOverheadBytes() uint64 {
+	if x != nil {
+		return x.OverheadBytes
+	}
+	return 0
+}
+
+func (x *VmmStats) GetThreadsCurrent() uint64 {
+	if x != nil {
+		return x.ThreadsCurrent
+	}
+	return 0
+}
+
+func (x *VmmStats) GetThreadsLimit() uint64 {
+	if x != nil {
+		return x.ThreadsLimit
+	}
+	return 0
+}
+
+func (x *VmmStats) GetOomKills() uint64 {
+	if x != nil {
+		return x.OomKills
+	}
+	return 0
+}
+
 type ExecRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -1242,7 +1393,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[22]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1405,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[22]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1418,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{22}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExecRequest) GetContainerId() string {
@@ -1308,7 +1459,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[23]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1471,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[23]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1484,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{23}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExecResponse) GetExecId() string {
@@ -1362,7 +1513,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[24]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1525,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[24]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1538,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{24}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SignalRequest) GetContainerId() string {
@@ -1426,7 +1577,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[25]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +1589,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[25]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +1602,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{25}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{26}
 }
 
 type ResizeRequest struct {
@@ -1466,7 +1617,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[26]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1629,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[26]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1642,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{26}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResizeRequest) GetContainerId() string {
@@ -1530,7 +1681,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[27]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +1693,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[27]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +1706,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{27}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{28}
 }
 
 type CloseStdinRequest struct {
@@ -1568,7 +1719,7 @@ type CloseStdinRequest struct {
 
 func (x *CloseStdinRequest) Reset() {
 	*x = CloseStdinRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[28]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1731,7 @@ func (x *CloseStdinRequest) String() string {
 func (*CloseStdinRequest) ProtoMessage() {}
 
 func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[28]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1744,7 @@ func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinRequest.ProtoReflect.Descriptor instead.
 func (*CloseStdinRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{28}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CloseStdinRequest) GetContainerId() string {
@@ -1618,7 +1769,7 @@ type CloseStdinResponse struct {
 
 func (x *CloseStdinResponse) Reset() {
 	*x = CloseStdinResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[29]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +1781,7 @@ func (x *CloseStdinResponse) String() string {
 func (*CloseStdinResponse) ProtoMessage() {}
 
 func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[29]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +1794,7 @@ func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinResponse.ProtoReflect.Descriptor instead.
 func (*CloseStdinResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{29}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{30}
 }
 
 type WaitRequest struct {
@@ -1656,7 +1807,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[30]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1668,7 +1819,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[30]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +1832,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{30}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WaitRequest) GetContainerId() string {
@@ -1708,7 +1859,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[31]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1720,7 +1871,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[31]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1733,7 +1884,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{31}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WaitResponse) GetStatus() uint32 {
@@ -1759,7 +1910,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[32]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1771,7 +1922,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[32]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1784,7 +1935,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{32}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListRequest) GetContainerId() string {
@@ -1811,7 +1962,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[33]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +1974,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[33]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +1987,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{33}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1911,7 +2062,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[34]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2074,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[34]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2087,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{34}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListResponse) GetProcesses() []*Process {
@@ -2013,7 +2164,7 @@ const file_api_supervisor_v1_supervisor_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x1e\n" +
 	"\fStatsRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xf0\x04\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xa0\x05\n" +
 	"\rStatsResponse\x12&\n" +
 	"\x0fcpu_usage_nanos\x18\x01 \x01(\x04R\rcpuUsageNanos\x12$\n" +
 	"\x0ecpu_user_nanos\x18\x02 \x01(\x04R\fcpuUserNanos\x12(\n" +
@@ -2029,10 +2180,27 @@ const file_api_supervisor_v1_supervisor_proto_rawDesc = "" +
 	" \x01(\x04R\vpidsCurrent\x12\x1d\n" +
 	"\n" +
 	"pids_limit\x18\v \x01(\x04R\tpidsLimit\x12\x1b\n" +
-	"\toom_kills\x18\f \x01(\x04R\boomKills\x1a=\n" +
+	"\toom_kills\x18\f \x01(\x04R\boomKills\x12.\n" +
+	"\x03vmm\x18\x1e \x01(\v2\x1c.runv.supervisor.v1.VmmStatsR\x03vmm\x1a=\n" +
 	"\x0fMemoryStatEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"}\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x8d\x04\n" +
+	"\bVmmStats\x12\x16\n" +
+	"\x06cgroup\x18\x01 \x01(\tR\x06cgroup\x12&\n" +
+	"\x0fcpu_usage_nanos\x18\x02 \x01(\x04R\rcpuUsageNanos\x12$\n" +
+	"\x0ecpu_user_nanos\x18\x03 \x01(\x04R\fcpuUserNanos\x12(\n" +
+	"\x10cpu_system_nanos\x18\x04 \x01(\x04R\x0ecpuSystemNanos\x122\n" +
+	"\x15cpu_throttled_periods\x18\x05 \x01(\x04R\x13cpuThrottledPeriods\x12.\n" +
+	"\x13cpu_throttled_nanos\x18\x06 \x01(\x04R\x11cpuThrottledNanos\x12,\n" +
+	"\x12memory_usage_bytes\x18\a \x01(\x04R\x10memoryUsageBytes\x12,\n" +
+	"\x12memory_limit_bytes\x18\b \x01(\x04R\x10memoryLimitBytes\x12\x1f\n" +
+	"\vguest_bytes\x18\t \x01(\x04R\n" +
+	"guestBytes\x12%\n" +
+	"\x0eoverhead_bytes\x18\n" +
+	" \x01(\x04R\roverheadBytes\x12'\n" +
+	"\x0fthreads_current\x18\v \x01(\x04R\x0ethreadsCurrent\x12#\n" +
+	"\rthreads_limit\x18\f \x01(\x04R\fthreadsLimit\x12\x1b\n" +
+	"\toom_kills\x18\r \x01(\x04R\boomKills\"}\n" +
 	"\vExecRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x18\n" +
@@ -2113,7 +2281,7 @@ func file_api_supervisor_v1_supervisor_proto_rawDescGZIP() []byte {
 	return file_api_supervisor_v1_supervisor_proto_rawDescData
 }
 
-var file_api_supervisor_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_api_supervisor_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_api_supervisor_v1_supervisor_proto_goTypes = []any{
 	(*VersionRequest)(nil),     // 0: runv.supervisor.v1.VersionRequest
 	(*VersionResponse)(nil),    // 1: runv.supervisor.v1.VersionResponse
@@ -2137,65 +2305,67 @@ var file_api_supervisor_v1_supervisor_proto_goTypes = []any{
 	(*UpdateResponse)(nil),     // 19: runv.supervisor.v1.UpdateResponse
 	(*StatsRequest)(nil),       // 20: runv.supervisor.v1.StatsRequest
 	(*StatsResponse)(nil),      // 21: runv.supervisor.v1.StatsResponse
-	(*ExecRequest)(nil),        // 22: runv.supervisor.v1.ExecRequest
-	(*ExecResponse)(nil),       // 23: runv.supervisor.v1.ExecResponse
-	(*SignalRequest)(nil),      // 24: runv.supervisor.v1.SignalRequest
-	(*SignalResponse)(nil),     // 25: runv.supervisor.v1.SignalResponse
-	(*ResizeRequest)(nil),      // 26: runv.supervisor.v1.ResizeRequest
-	(*ResizeResponse)(nil),     // 27: runv.supervisor.v1.ResizeResponse
-	(*CloseStdinRequest)(nil),  // 28: runv.supervisor.v1.CloseStdinRequest
-	(*CloseStdinResponse)(nil), // 29: runv.supervisor.v1.CloseStdinResponse
-	(*WaitRequest)(nil),        // 30: runv.supervisor.v1.WaitRequest
-	(*WaitResponse)(nil),       // 31: runv.supervisor.v1.WaitResponse
-	(*ListRequest)(nil),        // 32: runv.supervisor.v1.ListRequest
-	(*Process)(nil),            // 33: runv.supervisor.v1.Process
-	(*ListResponse)(nil),       // 34: runv.supervisor.v1.ListResponse
-	nil,                        // 35: runv.supervisor.v1.UpdateResponse.InEffectEntry
-	nil,                        // 36: runv.supervisor.v1.StatsResponse.MemoryStatEntry
+	(*VmmStats)(nil),           // 22: runv.supervisor.v1.VmmStats
+	(*ExecRequest)(nil),        // 23: runv.supervisor.v1.ExecRequest
+	(*ExecResponse)(nil),       // 24: runv.supervisor.v1.ExecResponse
+	(*SignalRequest)(nil),      // 25: runv.supervisor.v1.SignalRequest
+	(*SignalResponse)(nil),     // 26: runv.supervisor.v1.SignalResponse
+	(*ResizeRequest)(nil),      // 27: runv.supervisor.v1.ResizeRequest
+	(*ResizeResponse)(nil),     // 28: runv.supervisor.v1.ResizeResponse
+	(*CloseStdinRequest)(nil),  // 29: runv.supervisor.v1.CloseStdinRequest
+	(*CloseStdinResponse)(nil), // 30: runv.supervisor.v1.CloseStdinResponse
+	(*WaitRequest)(nil),        // 31: runv.supervisor.v1.WaitRequest
+	(*WaitResponse)(nil),       // 32: runv.supervisor.v1.WaitResponse
+	(*ListRequest)(nil),        // 33: runv.supervisor.v1.ListRequest
+	(*Process)(nil),            // 34: runv.supervisor.v1.Process
+	(*ListResponse)(nil),       // 35: runv.supervisor.v1.ListResponse
+	nil,                        // 36: runv.supervisor.v1.UpdateResponse.InEffectEntry
+	nil,                        // 37: runv.supervisor.v1.StatsResponse.MemoryStatEntry
 }
 var file_api_supervisor_v1_supervisor_proto_depIdxs = []int32{
-	35, // 0: runv.supervisor.v1.UpdateResponse.in_effect:type_name -> runv.supervisor.v1.UpdateResponse.InEffectEntry
-	36, // 1: runv.supervisor.v1.StatsResponse.memory_stat:type_name -> runv.supervisor.v1.StatsResponse.MemoryStatEntry
-	33, // 2: runv.supervisor.v1.ListResponse.processes:type_name -> runv.supervisor.v1.Process
-	0,  // 3: runv.supervisor.v1.Pod.Version:input_type -> runv.supervisor.v1.VersionRequest
-	2,  // 4: runv.supervisor.v1.Pod.Events:input_type -> runv.supervisor.v1.EventsRequest
-	4,  // 5: runv.supervisor.v1.Pod.Shutdown:input_type -> runv.supervisor.v1.ShutdownRequest
-	6,  // 6: runv.supervisor.v1.Containers.Create:input_type -> runv.supervisor.v1.CreateRequest
-	8,  // 7: runv.supervisor.v1.Containers.Start:input_type -> runv.supervisor.v1.StartRequest
-	10, // 8: runv.supervisor.v1.Containers.State:input_type -> runv.supervisor.v1.StateRequest
-	12, // 9: runv.supervisor.v1.Containers.Delete:input_type -> runv.supervisor.v1.DeleteRequest
-	14, // 10: runv.supervisor.v1.Containers.Pause:input_type -> runv.supervisor.v1.PauseRequest
-	16, // 11: runv.supervisor.v1.Containers.Resume:input_type -> runv.supervisor.v1.ResumeRequest
-	18, // 12: runv.supervisor.v1.Containers.Update:input_type -> runv.supervisor.v1.UpdateRequest
-	20, // 13: runv.supervisor.v1.Containers.Stats:input_type -> runv.supervisor.v1.StatsRequest
-	22, // 14: runv.supervisor.v1.Processes.Exec:input_type -> runv.supervisor.v1.ExecRequest
-	24, // 15: runv.supervisor.v1.Processes.Signal:input_type -> runv.supervisor.v1.SignalRequest
-	26, // 16: runv.supervisor.v1.Processes.Resize:input_type -> runv.supervisor.v1.ResizeRequest
-	28, // 17: runv.supervisor.v1.Processes.CloseStdin:input_type -> runv.supervisor.v1.CloseStdinRequest
-	30, // 18: runv.supervisor.v1.Processes.Wait:input_type -> runv.supervisor.v1.WaitRequest
-	32, // 19: runv.supervisor.v1.Processes.List:input_type -> runv.supervisor.v1.ListRequest
-	1,  // 20: runv.supervisor.v1.Pod.Version:output_type -> runv.supervisor.v1.VersionResponse
-	3,  // 21: runv.supervisor.v1.Pod.Events:output_type -> runv.supervisor.v1.Event
-	5,  // 22: runv.supervisor.v1.Pod.Shutdown:output_type -> runv.supervisor.v1.ShutdownResponse
-	7,  // 23: runv.supervisor.v1.Containers.Create:output_type -> runv.supervisor.v1.CreateResponse
-	9,  // 24: runv.supervisor.v1.Containers.Start:output_type -> runv.supervisor.v1.StartResponse
-	11, // 25: runv.supervisor.v1.Containers.State:output_type -> runv.supervisor.v1.StateResponse
-	13, // 26: runv.supervisor.v1.Containers.Delete:output_type -> runv.supervisor.v1.DeleteResponse
-	15, // 27: runv.supervisor.v1.Containers.Pause:output_type -> runv.supervisor.v1.PauseResponse
-	17, // 28: runv.supervisor.v1.Containers.Resume:output_type -> runv.supervisor.v1.ResumeResponse
-	19, // 29: runv.supervisor.v1.Containers.Update:output_type -> runv.supervisor.v1.UpdateResponse
-	21, // 30: runv.supervisor.v1.Containers.Stats:output_type -> runv.supervisor.v1.StatsResponse
-	23, // 31: runv.supervisor.v1.Processes.Exec:output_type -> runv.supervisor.v1.ExecResponse
-	25, // 32: runv.supervisor.v1.Processes.Signal:output_type -> runv.supervisor.v1.SignalResponse
-	27, // 33: runv.supervisor.v1.Processes.Resize:output_type -> runv.supervisor.v1.ResizeResponse
-	29, // 34: runv.supervisor.v1.Processes.CloseStdin:output_type -> runv.supervisor.v1.CloseStdinResponse
-	31, // 35: runv.supervisor.v1.Processes.Wait:output_type -> runv.supervisor.v1.WaitResponse
-	34, // 36: runv.supervisor.v1.Processes.List:output_type -> runv.supervisor.v1.ListResponse
-	20, // [20:37] is the sub-list for method output_type
-	3,  // [3:20] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	36, // 0: runv.supervisor.v1.UpdateResponse.in_effect:type_name -> runv.supervisor.v1.UpdateResponse.InEffectEntry
+	37, // 1: runv.supervisor.v1.StatsResponse.memory_stat:type_name -> runv.supervisor.v1.StatsResponse.MemoryStatEntry
+	22, // 2: runv.supervisor.v1.StatsResponse.vmm:type_name -> runv.supervisor.v1.VmmStats
+	34, // 3: runv.supervisor.v1.ListResponse.processes:type_name -> runv.supervisor.v1.Process
+	0,  // 4: runv.supervisor.v1.Pod.Version:input_type -> runv.supervisor.v1.VersionRequest
+	2,  // 5: runv.supervisor.v1.Pod.Events:input_type -> runv.supervisor.v1.EventsRequest
+	4,  // 6: runv.supervisor.v1.Pod.Shutdown:input_type -> runv.supervisor.v1.ShutdownRequest
+	6,  // 7: runv.supervisor.v1.Containers.Create:input_type -> runv.supervisor.v1.CreateRequest
+	8,  // 8: runv.supervisor.v1.Containers.Start:input_type -> runv.supervisor.v1.StartRequest
+	10, // 9: runv.supervisor.v1.Containers.State:input_type -> runv.supervisor.v1.StateRequest
+	12, // 10: runv.supervisor.v1.Containers.Delete:input_type -> runv.supervisor.v1.DeleteRequest
+	14, // 11: runv.supervisor.v1.Containers.Pause:input_type -> runv.supervisor.v1.PauseRequest
+	16, // 12: runv.supervisor.v1.Containers.Resume:input_type -> runv.supervisor.v1.ResumeRequest
+	18, // 13: runv.supervisor.v1.Containers.Update:input_type -> runv.supervisor.v1.UpdateRequest
+	20, // 14: runv.supervisor.v1.Containers.Stats:input_type -> runv.supervisor.v1.StatsRequest
+	23, // 15: runv.supervisor.v1.Processes.Exec:input_type -> runv.supervisor.v1.ExecRequest
+	25, // 16: runv.supervisor.v1.Processes.Signal:input_type -> runv.supervisor.v1.SignalRequest
+	27, // 17: runv.supervisor.v1.Processes.Resize:input_type -> runv.supervisor.v1.ResizeRequest
+	29, // 18: runv.supervisor.v1.Processes.CloseStdin:input_type -> runv.supervisor.v1.CloseStdinRequest
+	31, // 19: runv.supervisor.v1.Processes.Wait:input_type -> runv.supervisor.v1.WaitRequest
+	33, // 20: runv.supervisor.v1.Processes.List:input_type -> runv.supervisor.v1.ListRequest
+	1,  // 21: runv.supervisor.v1.Pod.Version:output_type -> runv.supervisor.v1.VersionResponse
+	3,  // 22: runv.supervisor.v1.Pod.Events:output_type -> runv.supervisor.v1.Event
+	5,  // 23: runv.supervisor.v1.Pod.Shutdown:output_type -> runv.supervisor.v1.ShutdownResponse
+	7,  // 24: runv.supervisor.v1.Containers.Create:output_type -> runv.supervisor.v1.CreateResponse
+	9,  // 25: runv.supervisor.v1.Containers.Start:output_type -> runv.supervisor.v1.StartResponse
+	11, // 26: runv.supervisor.v1.Containers.State:output_type -> runv.supervisor.v1.StateResponse
+	13, // 27: runv.supervisor.v1.Containers.Delete:output_type -> runv.supervisor.v1.DeleteResponse
+	15, // 28: runv.supervisor.v1.Containers.Pause:output_type -> runv.supervisor.v1.PauseResponse
+	17, // 29: runv.supervisor.v1.Containers.Resume:output_type -> runv.supervisor.v1.ResumeResponse
+	19, // 30: runv.supervisor.v1.Containers.Update:output_type -> runv.supervisor.v1.UpdateResponse
+	21, // 31: runv.supervisor.v1.Containers.Stats:output_type -> runv.supervisor.v1.StatsResponse
+	24, // 32: runv.supervisor.v1.Processes.Exec:output_type -> runv.supervisor.v1.ExecResponse
+	26, // 33: runv.supervisor.v1.Processes.Signal:output_type -> runv.supervisor.v1.SignalResponse
+	28, // 34: runv.supervisor.v1.Processes.Resize:output_type -> runv.supervisor.v1.ResizeResponse
+	30, // 35: runv.supervisor.v1.Processes.CloseStdin:output_type -> runv.supervisor.v1.CloseStdinResponse
+	32, // 36: runv.supervisor.v1.Processes.Wait:output_type -> runv.supervisor.v1.WaitResponse
+	35, // 37: runv.supervisor.v1.Processes.List:output_type -> runv.supervisor.v1.ListResponse
+	21, // [21:38] is the sub-list for method output_type
+	4,  // [4:21] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_api_supervisor_v1_supervisor_proto_init() }
@@ -2209,7 +2379,7 @@ func file_api_supervisor_v1_supervisor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_supervisor_v1_supervisor_proto_rawDesc), len(file_api_supervisor_v1_supervisor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -241,7 +241,7 @@ func (l *launch) run(ctx context.Context, log *slog.Logger) (*vm, error) {
 	if u := l.cfg.User; u != nil {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}
 	}
-	proc, err := startProcess(cmd)
+	proc, err := startProcess(cmd, l.cfg.Launch)
 	if err != nil {
 		return nil, startError(l.binary, err)
 	}

@@ -22,8 +22,12 @@ type process struct {
 // startProcess starts cmd and the goroutine that waits for it. The kernel ties a
 // parent death signal to the thread that forked, so that goroutine keeps its
 // thread to itself from the fork to the child's end; the thread then ends with it,
-// as what was set on it for the child's sake must not come back to other goroutines.
-func startProcess(cmd *exec.Cmd) (*process, error) {
+// as what was set on it for the child's sake must not come back to other goroutines. launch is
+// hypervisor.Config's.
+func startProcess(cmd *exec.Cmd, launch func(*exec.Cmd) error) (*process, error) {
+	if launch == nil {
+		launch = (*exec.Cmd).Start
+	}
 	p := &process{cmd: cmd, exited: make(chan struct{})}
 	started := make(chan error, 1)
 	go func() {
@@ -31,7 +35,7 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 		err := restrictThread()
 		if err == nil {
 			p.started = time.Now()
-			err = cmd.Start()
+			err = launch(cmd)
 		}
 		started <- err
 		if err != nil {
