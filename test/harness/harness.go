@@ -17,7 +17,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -43,9 +42,18 @@ func Main(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "become subreaper:", err)
 		os.Exit(1)
 	}
+	leave, err := enterCgroups()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "enter a cgroup of one's own:", err)
+		os.Exit(1)
+	}
 	code := m.Run()
 	if left := awaitNoChildren(20 * time.Second); left != "" {
 		fmt.Fprintln(os.Stderr, "the tests left processes:\n"+left)
+		code = 1
+	}
+	if err := leave(); err != nil {
+		fmt.Fprintln(os.Stderr, "the tests left cgroups:", err)
 		code = 1
 	}
 	os.Exit(code)
@@ -65,8 +73,6 @@ type Env struct {
 	Runv   string            // the binary under test
 	Extra  []string          // global flags of each command
 	Setenv map[string]string // of each command
-
-	cgroups []string // that were there before, and are not ours
 }
 
 // New makes an Env. At the test's end it force-deletes all containers and then fails
@@ -77,7 +83,7 @@ func New(t testing.TB) *Env {
 	if _, err := os.Stat(bin); err != nil {
 		t.Fatalf("%v: run make first", err)
 	}
-	e := &Env{t: t, Dir: t.TempDir(), Runv: bin, cgroups: cgroups()}
+	e := &Env{t: t, Dir: t.TempDir(), Runv: bin}
 	e.Root = filepath.Join(e.Dir, "root")
 	t.Cleanup(e.close)
 	return e
@@ -141,22 +147,8 @@ func (e *Env) left() string {
 			fmt.Fprintf(&b, "mount %s\n", line)
 		}
 	}
-	for _, dir := range cgroups() {
-		if !slices.Contains(e.cgroups, dir) {
-			fmt.Fprintf(&b, "cgroup %s\n", dir)
-		}
-	}
+	b.WriteString(leftCgroups())
 	return b.String()
-}
-
-// cgroups lists those that bear our name, of v2 and of v1.
-func cgroups() []string {
-	var all []string
-	for _, pattern := range []string{"/sys/fs/cgroup/runv*", "/sys/fs/cgroup/*/runv*"} {
-		dirs, _ := filepath.Glob(pattern)
-		all = append(all, dirs...)
-	}
-	return all
 }
 
 // children reaps the dead children of this process that nobody waits for and
