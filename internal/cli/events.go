@@ -57,7 +57,7 @@ Examples:
 			out := json.NewEncoder(a.prog.Stdout)
 			if store.Live(c) == state.Stopped {
 				if once {
-					return errNotRunning
+					return rpcerror.New(errdefs.ErrFailedPrecondition, fmt.Sprintf("container with id %s is not running", id))
 				}
 				return printRecorded(filepath.Join(store.PodDir(c.PodID), state.EventsFile), id, out)
 			}

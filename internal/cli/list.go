@@ -42,9 +42,11 @@ Examples:
 				return fmt.Errorf("list: %w", err)
 			}
 			all, broken := store.Containers()
-			states := make([]containerState, 0, len(all))
+			var states []containerState // without any, JSON is null, as under runc
 			for _, c := range all {
-				states = append(states, a.describe(store, c))
+				s := a.describe(store, c)
+				s.Owner = userName(c.Owner)
+				states = append(states, s)
 			}
 			if err := printList(a.prog.Stdout, states, format, quiet); err != nil {
 				return fmt.Errorf("list: %w", err)

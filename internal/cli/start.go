@@ -36,7 +36,9 @@ Example:
 			switch store.Live(c) {
 			case state.Stopped:
 				return rpcerror.New(errdefs.ErrFailedPrecondition, "cannot start a container that has stopped")
-			case state.Running, state.Paused:
+			case state.Paused:
+				return rpcerror.New(errdefs.ErrFailedPrecondition, "cannot start a container in the paused state")
+			case state.Running:
 				return rpcerror.New(errdefs.ErrFailedPrecondition, "cannot start an already running container")
 			}
 			ctx, cancel := context.WithTimeout(ctx, startTimeout(c.Hooks))

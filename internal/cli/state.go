@@ -60,7 +60,7 @@ type containerState struct {
 	Rootfs      string            `json:"rootfs"`
 	Created     time.Time         `json:"created"`
 	Annotations map[string]string `json:"annotations,omitempty"`
-	Owner       string            `json:"owner"`
+	Owner       string            `json:"owner"` // told by list, empty in state, as runc has it
 }
 
 // describe combines what the state directory knows about a container and its
@@ -75,7 +75,6 @@ func (a *app) describe(store *state.Store, c state.Container) containerState {
 		Rootfs:      c.Rootfs,
 		Created:     c.Created,
 		Annotations: map[string]string{},
-		Owner:       userName(c.Owner),
 	}
 	if s.Status == string(state.Stopped) {
 		s.Pid = 0

@@ -472,27 +472,31 @@ func (p *Pod) Start(ctx context.Context, id string) error {
 	return nil
 }
 
-// Pause freezes a running container.
+// Pause freezes a container that was created or runs.
 func (p *Pod) Pause(ctx context.Context, id string) error {
 	return p.operate(ctx, verbPause, id, func(ctx context.Context, vm *factory.VM) error {
 		_, err := vm.Agent.Containers.Pause(ctx, &agentv1.PauseRequest{Id: id})
 		return err
 	}, func(c *container) {
-		if c.record.Status == state.Running {
+		if c.record.Status == state.Created || c.record.Status == state.Running {
 			p.setStatus(c, state.Paused)
 			p.append(journal.Event{Type: journal.Paused, Container: id})
 		}
 	})
 }
 
-// Resume thaws a paused container.
+// Resume thaws a paused container, which then is what it was before.
 func (p *Pod) Resume(ctx context.Context, id string) error {
 	return p.operate(ctx, verbResume, id, func(ctx context.Context, vm *factory.VM) error {
 		_, err := vm.Agent.Containers.Resume(ctx, &agentv1.ResumeRequest{Id: id})
 		return err
 	}, func(c *container) {
 		if c.record.Status == state.Paused {
-			p.setStatus(c, state.Running)
+			was := state.Running
+			if init := c.processes[""]; init != nil && init.state == ProcessCreated {
+				was = state.Created
+			}
+			p.setStatus(c, was)
 			p.append(journal.Event{Type: journal.Resumed, Container: id})
 		}
 	})

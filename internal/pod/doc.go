@@ -22,9 +22,9 @@
 //	pod        stopping  -> stopped
 //	pod        stopped   ->
 //	container  creating  -> created stopped
-//	container  created   -> running stopped
+//	container  created   -> running paused stopped
 //	container  running   -> paused stopped
-//	container  paused    -> running stopped
+//	container  paused    -> created running stopped
 //	container  stopped   ->
 //	process    creating  -> created running exited
 //	process    created   -> running exited

@@ -32,7 +32,7 @@ var denials = map[verb]map[state.Status]string{
 	verbStart: {
 		state.Creating: "cannot start container {id}: it is being created",
 		state.Running:  "cannot start an already running container",
-		state.Paused:   "cannot start an already running container",
+		state.Paused:   "cannot start a container in the paused state",
 		state.Stopped:  "cannot start a container that has stopped",
 	},
 	verbExec: {
@@ -46,7 +46,6 @@ var denials = map[verb]map[state.Status]string{
 	},
 	verbPause: {
 		state.Creating: "container not running",
-		state.Created:  "container not running",
 		state.Paused:   "container not running: paused",
 		state.Stopped:  "container not running",
 	},

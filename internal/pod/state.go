@@ -33,9 +33,9 @@ var podNext = map[State][]State{
 var containerNext = map[state.Status][]state.Status{
 	"":             {state.Creating},
 	state.Creating: {state.Created, state.Stopped},
-	state.Created:  {state.Running, state.Stopped},
+	state.Created:  {state.Running, state.Paused, state.Stopped},
 	state.Running:  {state.Paused, state.Stopped},
-	state.Paused:   {state.Running, state.Stopped},
+	state.Paused:   {state.Created, state.Running, state.Stopped},
 	state.Stopped:  {},
 }
 

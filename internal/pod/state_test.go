@@ -78,7 +78,7 @@ func TestPolicyAnswersForEachVerbAndStatus(t *testing.T) {
 		verbStart:       {state.Created},
 		verbExec:        {state.Created, state.Running},
 		verbSignal:      {state.Created, state.Running, state.Paused},
-		verbPause:       {state.Running},
+		verbPause:       {state.Created, state.Running},
 		verbResume:      {state.Paused},
 		verbUpdate:      {state.Created, state.Running, state.Paused},
 		verbInspect:     {state.Created, state.Running, state.Paused},
