@@ -161,7 +161,11 @@ func (c *checker) mount(m *specs.Mount, at string) error {
 		case recOptions[o] && !bind:
 			c.warn("%s: ignored: %s is for bind mounts", field, o)
 		case bind && !mountFlags[o] && !recOptions[o]:
-			return c.invalid(field, "%s is not an option of a bind mount", quote(o))
+			if strings.HasPrefix(o, "idmap") || strings.HasPrefix(o, "ridmap") {
+				return c.invalid(field, "%s is not an option of a bind mount", quote(o))
+			}
+			// The kernel takes no data for binds, and looks at none.
+			c.warn("%s: ignored: %s is not an option of a bind mount", field, quote(o))
 		case bind && superOptions[o]:
 			c.warn("%s: ignored: %s has no effect on a bind mount", field, o)
 		case bind && (o == "shared" || o == "rshared"):
