@@ -49,6 +49,10 @@ demo: demo-deps all ## run a container in a VM and show where the time goes
 test: deps all $(GENERATORS) ## all checks and tests, those with VMs included
 	@hack/test $(GENERATORS)
 
+.PHONY: conformance
+conformance: deps all ## compare with runc all that can be compared; writes docs/conformance.md
+	@go test -count=1 -timeout 60m ./test/conformance -all -write '$(CURDIR)/docs/conformance.md'
+
 .PHONY: bench
 bench: deps all ## measure starts, exec, stdio and memory, beside runc
 	@go run ./test/bench

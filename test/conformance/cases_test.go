@@ -140,6 +140,24 @@ var differentials = []differential{
 				specs.Mount{Destination: "/volume/other", Type: "tmpfs", Source: "tmpfs"})
 		},
 	},
+	{name: "verbs", about: "every command in every state of a container: status and message", short: true, run: verbs},
+	{name: "endings", about: "exit status, output and message of added processes", run: endings},
+	{name: "inits", about: "the same of `run`", run: inits},
+	{name: "refusals", about: "configurations and ids that cannot work", run: refusals},
+	{
+		name: "documents", about: "what `state`, `list`, `ps`, `events --stats` and `spec` print", run: documents,
+		edit: func(_ *trial, s *specs.Spec) { s.Annotations = map[string]string{"org.example.color": "blue"} },
+	},
+	{
+		name: "terminals", about: "a terminal through a console socket: its owner, mode, settings", run: terminals,
+		edit: func(_ *trial, s *specs.Spec) {
+			user(s)
+			s.Process.Args = []string{"/bin/probe"}
+			s.Process.Terminal = true
+			s.Process.ConsoleSize = &specs.Box{Width: 91, Height: 33}
+		},
+	},
+	{name: "additions", about: "flags of `exec`, and process.json", run: additions},
 }
 
 func user(s *specs.Spec) {

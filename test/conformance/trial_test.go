@@ -183,9 +183,9 @@ func ending(r harness.Result) string {
 var phrases = []string{
 	"container does not exist", "cannot start an already running container", "cannot start a container that has stopped",
 	"cannot start a container in the paused state", "cannot exec in a stopped container", "cannot exec in a paused container",
-	"container not running", "container not paused", "is not stopped", "executable file not found in $PATH", "permission denied",
+	"container not running", "is not running", "container not paused", "is not stopped", "executable file not found in $PATH", "permission denied",
 	"no such file or directory", "cannot pause", "already exists", "is a directory", "not a directory", "exec format error",
-	"cannot allocate tty if runc will detach without setting console socket",
+	"console socket",
 	"unknown signal", "invalid id format", "invalid container ID format", "container ID cannot be empty", "id cannot be empty",
 }
 

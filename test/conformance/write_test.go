@@ -1,0 +1,228 @@
+package conformance
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"gotest.tools/v3/assert"
+
+	"runv/test/harness"
+)
+
+// docPath is where the results are kept.
+var docPath = filepath.Join(harness.TreeRoot(), "docs", "conformance.md")
+
+// results are what the tests of this run have found.
+var results collector
+
+type collector struct {
+	mu       sync.Mutex
+	programs map[string]programResult
+	verdicts map[string]verdict
+	reasons  map[string]map[string]bool // reason → names of cases
+}
+
+type programResult struct {
+	passed   [2]bool
+	expected program
+}
+
+func (c *collector) add(name string, passed [2]bool, expected program) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.programs == nil {
+		c.programs = map[string]programResult{}
+	}
+	c.programs[name] = programResult{passed, expected}
+}
+
+func (c *collector) addVerdict(name string, v verdict) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.verdicts == nil {
+		c.verdicts = map[string]verdict{}
+	}
+	c.verdicts[name] = v
+}
+
+func (c *collector) addReasons(j *judge) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reasons = map[string]map[string]bool{}
+	for i, a := range j.list {
+		for name := range j.cases[i] {
+			if c.reasons[a.reason] == nil {
+				c.reasons[a.reason] = map[string]bool{}
+			}
+			c.reasons[a.reason][name] = true
+		}
+	}
+}
+
+// TestWritten runs after all others of this package. It writes the document when that is asked
+// for, and else checks that the one in the tree is of these tables.
+func TestWritten(t *testing.T) {
+	if *writeDoc == "" {
+		checkDocument(t)
+		return
+	}
+	if len(results.programs) != len(programNames(t)) || len(results.verdicts) != len(differentials) {
+		t.Fatalf("%d programs and %d cases have results: the document tells of all or is not written", len(results.programs), len(results.verdicts))
+	}
+	for name, v := range results.verdicts {
+		assert.Assert(t, len(v.unexplained) == 0, "%s has unexplained differences: nothing is written", name)
+	}
+	var b strings.Builder
+	b.WriteString(`# Conformance
+
+What runv does differently from runc, and why. ` + "`make conformance`" + ` runs all of it under both and writes this page; nobody
+edits it.
+
+`)
+	machine(t, &b)
+	b.WriteString(`
+## The same bundle under runc and runv
+
+Each case is a bundle that both run, or a use of the command line. A probe in the container prints what it sees:
+` + "`/proc/self/{status,limits,cgroup,mountinfo,attr,…}`" + `, those of PID 1, devices, what can be read, written and called. "Accepted" counts
+lines that only one of them prints, for a reason that the next table lists. A difference without a reason fails the run.
+
+| case | what it is | lines | accepted |
+|---|---|---|---|
+`)
+	for _, d := range differentials {
+		v := results.verdicts[d.name]
+		fmt.Fprintf(&b, "| %s | %s | %d | %d |\n", d.name, cell(d.about), v.lines, v.explained)
+	}
+	b.WriteString("\n### Accepted differences\n\n| reason | cases |\n|---|---|\n")
+	for _, reason := range reasonsInOrder() {
+		cases := slices.Sorted(maps.Keys(results.reasons[reason]))
+		text := strings.Join(cases, ", ")
+		switch {
+		case len(cases) == 0:
+			text = "some runs"
+		case len(cases) > len(differentials)/2:
+			text = fmt.Sprintf("most (%d)", len(cases))
+		}
+		fmt.Fprintf(&b, "| %s | %s |\n", cell(reason), text)
+	}
+	var passed [2]int
+	for _, r := range results.programs {
+		for i := range passed {
+			if r.passed[i] {
+				passed[i]++
+			}
+		}
+	}
+	fmt.Fprintf(&b, `
+## runtime-tools
+
+The validation programs of %s %s, each under runc and under runv on the same machine. Of %d programs
+runc passes %d, runv %d. A program passes when it ends with 0 and reports no failed test and no error.
+
+| program | runc | runv | reason |
+|---|---|---|---|
+`, toolsModule, toolsVersion(t), len(results.programs), passed[0], passed[1])
+	for _, name := range slices.Sorted(maps.Keys(results.programs)) {
+		r := results.programs[name]
+		b.WriteString(programRow(name, r.expected) + "\n")
+	}
+	assert.NilError(t, os.MkdirAll(filepath.Dir(*writeDoc), 0o755))
+	assert.NilError(t, os.WriteFile(*writeDoc, []byte(b.String()), 0o644))
+}
+
+func programRow(name string, p program) string {
+	return fmt.Sprintf("| %s | %s | %s | %s |", name, word(p.runc, p.flaky[0]), word(p.runv, p.flaky[1]), cell(p.reason))
+}
+
+func word(passes, flaky bool) string {
+	switch {
+	case flaky:
+		return "sometimes"
+	case passes:
+		return "passes"
+	}
+	return "**fails**"
+}
+
+func cell(text string) string { return strings.ReplaceAll(text, "|", `\|`) }
+
+func reasonsInOrder() []string {
+	var reasons []string
+	for _, a := range acceptedDifferences {
+		if !slices.Contains(reasons, a.reason) {
+			reasons = append(reasons, a.reason)
+		}
+	}
+	return reasons
+}
+
+// machine tells what was compared with what.
+func machine(t *testing.T, b *strings.Builder) {
+	t.Helper()
+	version, err := exec.Command(oracle(t), "--version").Output()
+	assert.NilError(t, err)
+	first, _, _ := strings.Cut(string(version), "\n")
+	var host unix.Utsname
+	assert.NilError(t, unix.Uname(&host))
+	data, err := os.ReadFile(filepath.Join(harness.TreeRoot(), "build", "guest", "guest.json"))
+	assert.NilError(t, err)
+	var guest struct {
+		Kernel struct{ Release string } `json:"kernel"`
+	}
+	assert.NilError(t, json.Unmarshal(data, &guest))
+	fmt.Fprintf(b, "| | |\n|---|---|\n| oracle | %s |\n| its kernel | %s, cgroup v1 |\n| the guest's kernel | %s, cgroup v2 |\n",
+		first, text(host.Release[:]), guest.Kernel.Release)
+}
+
+func text(b []byte) string {
+	s, _, _ := strings.Cut(string(b), "\x00")
+	return s
+}
+
+func toolsVersion(t *testing.T) string {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-m", "-f", "{{.Version}}", toolsModule)
+	cmd.Dir = filepath.Join(harness.TreeRoot(), toolsDir)
+	out, err := cmd.Output()
+	assert.NilError(t, err)
+	return strings.TrimSpace(string(out))
+}
+
+// checkDocument compares the document's lists with the tables of this package.
+func checkDocument(t *testing.T) {
+	t.Helper()
+	data, err := os.ReadFile(docPath)
+	if errors.Is(err, os.ErrNotExist) {
+		t.Skip("nothing is written yet: make conformance")
+	}
+	assert.NilError(t, err)
+	doc := string(data)
+	const hint = "docs/conformance.md is not of these tables: run make conformance"
+	for _, reason := range reasonsInOrder() {
+		assert.Check(t, strings.Contains(doc, "\n| "+cell(reason)+" |"), "%s: no %q", hint, reason)
+	}
+	for _, d := range differentials {
+		assert.Check(t, strings.Contains(doc, fmt.Sprintf("\n| %s | %s |", d.name, cell(d.about))), "%s: no case %s", hint, d.name)
+	}
+	for _, name := range programNames(t) {
+		expected := program{runc: true, runv: true}
+		if i := slices.IndexFunc(imperfect, func(p program) bool { return p.name == name }); i >= 0 {
+			expected = imperfect[i]
+		}
+		assert.Check(t, strings.Contains(doc, "\n"+programRow(name, expected)+"\n"), "%s: no %s", hint, programRow(name, expected))
+	}
+	rows := strings.Count(doc, "\n| ") - strings.Count(doc, "\n| reason |") - strings.Count(doc, "\n| case |") - strings.Count(doc, "\n| program |") - strings.Count(doc, "\n| |")
+	want := 3 + len(reasonsInOrder()) + len(differentials) + len(programNames(t))
+	assert.Check(t, rows == want, "%s: it has %d rows of tables, not %d", hint, rows, want)
+}
