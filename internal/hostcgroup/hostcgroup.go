@@ -58,6 +58,7 @@ type Group struct {
 	record  Record
 	places  []place // where Start puts processes; the v1 part
 	unified string  // the v2 part; empty: none
+	period  uint64  // of the CPU quota, µs; 0: the kernel's default
 	kills   uint64  // of the kernel's for want of memory, at the beginning
 }
 

@@ -62,7 +62,7 @@ func (g *Group) limits(r *specs.LinuxResources, vmMemory int64, withQuota bool) 
 			res.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(*cpu.Shares)
 		}
 		if withQuota {
-			res.CpuQuota, res.CpuPeriod = quota(cpu)
+			res.CpuQuota, res.CpuPeriod = g.quota(cpu)
 		}
 	}
 	if r.Pids != nil {
@@ -78,11 +78,14 @@ func (g *Group) limits(r *specs.LinuxResources, vmMemory int64, withQuota bool) 
 // defaultPeriod is the kernel's, in µs.
 const defaultPeriod = 100_000
 
-func quota(cpu *specs.LinuxCPU) (quota int64, period uint64) {
+// quota is the VM's. An update may leave the period as it is. g.mu is held.
+func (g *Group) quota(cpu *specs.LinuxCPU) (quota int64, period uint64) {
 	period = value(cpu.Period)
-	quota = value(cpu.Quota)
-	if quota > 0 {
-		p := period
+	if period != 0 {
+		g.period = period
+	}
+	if quota = value(cpu.Quota); quota > 0 {
+		p := g.period
 		if p == 0 {
 			p = defaultPeriod
 		}

@@ -208,6 +208,15 @@ func TestCgroupOfBundle(t *testing.T) {
 	assert.Assert(t, d.VMM.Threads.Current > 5 && d.VMM.Threads.Limit == 512, "%+v", d.VMM.Threads)
 	assert.Assert(t, d.VMM.OOMKills != nil && *d.VMM.OOMKills == 0)
 
+	// An update of the container is one of its VM.
+	e.OK("update", "--cpu-quota", "20000", "--memory", "64M", "box")
+	if _, v1 := group["cpu"]; v1 {
+		assert.Equal(t, setting(t, group, "cpu", "cpu.cfs_quota_us", ""), "45000")
+	} else {
+		assert.Equal(t, setting(t, group, "", "", "cpu.max"), "45000 50000")
+	}
+	assert.Equal(t, setting(t, group, "memory", "memory.limit_in_bytes", "memory.max"), strconv.Itoa(limit), "the VM is as large as before")
+
 	// Nobody else gets in, and what runs there does not suffer.
 	other := e.Bundle([]string{"true"}, func(s *specs.Spec) { s.Linux.CgroupsPath = path })
 	r := e.Run("run", "--bundle", other, "other")
@@ -239,11 +248,25 @@ func TestCgroupsThatCannotBe(t *testing.T) {
 		assert.Equal(t, r.Code, 1)
 		assert.Assert(t, cmp.Regexp(want, r.Stderr))
 	}
+	// Where no cgroup can be made, who asks for none gets along without.
+	readOnly := func(limits *specs.LinuxMemory) harness.Result {
+		bundle := e.Bundle([]string{"echo", "alive"}, func(s *specs.Spec) { s.Linux.Resources.Memory = limits })
+		cmd := e.Command("run", "--bundle", bundle, "box")
+		script := `for m in /sys/fs/cgroup /sys/fs/cgroup/*; do mountpoint -q $m && mount -o remount,bind,ro $m; done; exec "$@"`
+		cmd.Args = append([]string{"unshare", "--mount", "sh", "-c", script, "sh"}, cmd.Args...)
+		cmd.Path = "/usr/bin/unshare"
+		return harness.Finish(cmd)
+	}
+	r := readOnly(&specs.LinuxMemory{Limit: new(int64(64 << 20))})
+	assert.Equal(t, r.Code, 1)
+	assert.Assert(t, cmp.Regexp("create box: linux.resources: mkdir .*: read-only file system", r.Stderr))
+	r = readOnly(nil)
+	assert.Equal(t, r.Stdout, "alive\n", r.Stderr)
 	if _, err := os.Stat("/run/systemd/system"); err == nil {
 		return
 	}
 	bundle := e.Bundle([]string{"true"}, func(s *specs.Spec) { s.Linux.CgroupsPath = "system.slice:runv:box" })
-	r := e.Run("--systemd-cgroup", "run", "--bundle", bundle, "box")
+	r = e.Run("--systemd-cgroup", "run", "--bundle", bundle, "box")
 	assert.Equal(t, r.Code, 1)
 	assert.Assert(t, cmp.Contains(r.Stderr, "--systemd-cgroup: systemd is not running on this host"))
 }
