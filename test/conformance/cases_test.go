@@ -271,7 +271,7 @@ func (t *trial) rootfs(path, text string) { t.file(filepath.Join("bundle", "root
 
 // hostCapabilities are those that this process has, by the names of the specification.
 func hostCapabilities() []string {
-	var header = unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if unix.Capget(&header, &data[0]) != nil {
 		return nil

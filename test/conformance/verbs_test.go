@@ -283,7 +283,7 @@ func documents(t *trial) {
 		}
 		t.record("state after "+step[0], flatten(t, t.do("state", t.id).Stdout, neutral)...)
 		t.record("list after "+step[0], flatten(t, t.do("list", "-f", "json").Stdout, neutral)...)
-		for _, line := range strings.Split(t.do("list").Stdout, "\n") {
+		for line := range strings.SplitSeq(t.do("list").Stdout, "\n") {
 			fields := strings.Fields(line)
 			if len(fields) > 4 && fields[0] == t.id {
 				line = fmt.Sprintf("ID with a pid: %v, %s %s", fields[1] != "0", fields[2], fields[3])

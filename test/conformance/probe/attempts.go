@@ -16,7 +16,7 @@ func ptr[T any](p *T) unsafe.Pointer { return unsafe.Pointer(p) }
 
 // paths tries what runtimes mask or make read-only.
 func paths(p *printer) {
-	for _, path := range strings.Fields(`/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys /proc/latency_stats /proc/timer_list
+	for path := range strings.FieldsSeq(`/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys /proc/latency_stats /proc/timer_list
 		/proc/timer_stats /proc/sched_debug /proc/scsi /sys/firmware /sys/devices/virtual/powercap
 		/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger /etc/masked /etc/readonly /data/masked`) {
 		p.line("%s %s read %s write %s", path, describe(path), tryRead(path), tryWrite(path))
@@ -70,7 +70,7 @@ func tryWrite(path string) string {
 }
 
 func writes(p *printer) {
-	for _, path := range strings.Fields(`/ /bin /etc /etc/passwd /tmp /root /dev /dev/shm /dev/mqueue /dev/null /proc/self/oom_score_adj
+	for path := range strings.FieldsSeq(`/ /bin /etc /etc/passwd /tmp /root /dev /dev/shm /dev/mqueue /dev/null /proc/self/oom_score_adj
 		/proc/sys/kernel/hostname /proc/sys/net/ipv4/ip_forward /sys /sys/kernel /sys/class/net/lo/mtu /data /volume /one /mnt /run`) {
 		p.line("%s %s", path, tryWrite(path))
 	}

@@ -334,7 +334,7 @@ func network(p *printer) {
 }
 
 func sysctls(p *printer) {
-	for _, name := range strings.Fields(`kernel/hostname kernel/domainname kernel/msgmax kernel/msgmnb kernel/msgmni kernel/sem
+	for name := range strings.FieldsSeq(`kernel/hostname kernel/domainname kernel/msgmax kernel/msgmnb kernel/msgmni kernel/sem
 		kernel/shmall kernel/shmmax kernel/shmmni kernel/shm_rmid_forced fs/mqueue/msg_max fs/mqueue/msgsize_max fs/mqueue/queues_max
 		fs/mqueue/msg_default net/ipv4/ip_forward net/ipv4/ping_group_range net/ipv4/ip_unprivileged_port_start
 		net/ipv4/ip_local_port_range net/core/somaxconn net/ipv6/conf/all/disable_ipv6`) {
