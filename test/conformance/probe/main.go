@@ -133,10 +133,24 @@ func status(p *printer, proc string) {
 		return
 	}
 	for line := range strings.Lines(string(data)) {
-		if !counters.MatchString(line) {
-			p.line("%s", strings.Join(strings.Fields(line), " "))
+		if counters.MatchString(line) {
+			continue
 		}
+		if set, ok := strings.CutPrefix(line, "SigIgn:"); ok {
+			line = "SigIgn: " + ignored(set)
+		}
+		p.line("%s", strings.Join(strings.Fields(line), " "))
 	}
+}
+
+// ignored is a set of signals without the two that the C library keeps to itself: glibc's
+// posix_spawn leaves them ignored, and whoever is below a make that uses it inherits that.
+func ignored(set string) string {
+	n, err := strconv.ParseUint(strings.TrimSpace(set), 16, 64)
+	if err != nil {
+		return set
+	}
+	return fmt.Sprintf("%016x", n&^(1<<(32-1)|1<<(33-1)))
 }
 
 // mountinfo prints, of each mount, in two lines: its place, options and propagation; and which
