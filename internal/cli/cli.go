@@ -100,6 +100,7 @@ func (a *app) rootCommand() *urfave.Command {
 				Name: "rootless", Value: "auto", Destination: &a.rootless, Local: true,
 				Usage: "`WHEN` to do without root; accepted because runc has it: false or auto",
 			},
+			&urfave.StringFlag{Name: "criu", Local: true, Hidden: true, Usage: "without effect; runc had it"},
 			&urfave.BoolFlag{Name: "version", Aliases: []string{"v"}, Local: true, Usage: "print the version"},
 		},
 	}

@@ -72,7 +72,9 @@ type createOptions struct {
 	bundle        string
 	consoleSocket string
 	pidFile       string
+	pidfdSocket   string
 	preserveFDs   int
+	noNewKeyring  bool
 	detach        bool // of run; create always is
 }
 
@@ -90,9 +92,13 @@ func (o *createOptions) flags() []urfave.Flag {
 			Name: "pid-file", Destination: &o.pidFile, TakesFile: true,
 			Usage: "write the pid of the container's stand-in to `FILE`",
 		},
+		pidfdSocketFlag(&o.pidfdSocket),
 		preserveFDsFlag(&o.preserveFDs),
 		&urfave.BoolFlag{Name: "no-pivot", Usage: "without effect; runc has it"},
-		&urfave.BoolFlag{Name: "no-new-keyring", Usage: "without effect; runc has it"},
+		&urfave.BoolFlag{
+			Name: "no-new-keyring", Destination: &o.noNewKeyring,
+			Usage: "give the container no session keyring of its own",
+		},
 	}
 }
 
@@ -108,6 +114,10 @@ func (o *createOptions) check(terminal bool) error {
 	if err := checkPreserveFDs(o.preserveFDs); err != nil {
 		return err
 	}
+	if n := listenFDs(); n > 0 {
+		return rpcerror.New(errdefs.ErrNotImplemented,
+			fmt.Sprintf("LISTEN_FDS=%d: open files cannot be passed into a virtual machine", n))
+	}
 	return checkTerminal(o.detach, terminal, o.consoleSocket)
 }
 
@@ -117,6 +127,16 @@ func checkPreserveFDs(n int) error {
 			fmt.Sprintf("--preserve-fds=%d: open files cannot be passed into a virtual machine", n))
 	}
 	return nil
+}
+
+// listenFDs is the number of sockets that systemd has opened for this process to serve, which runc
+// gives to the container.
+func listenFDs() int {
+	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	if err != nil || os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
+		return 0
+	}
+	return n
 }
 
 func checkTerminal(detach, terminal bool, consoleSocket string) error {
@@ -154,6 +174,9 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	terminal := b.Spec.Process != nil && b.Spec.Process.Terminal
 	if err := opts.check(terminal); err != nil {
 		return nil, err
+	}
+	if os.Getenv("NOTIFY_SOCKET") != "" {
+		a.warn("NOTIFY_SOCKET: ignored: what runs in a virtual machine cannot reach it")
 	}
 	var hooks specs.Hooks
 	if b.Spec.Hooks != nil {
@@ -215,7 +238,7 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	}
 	callCtx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	_, err = sup.containers.Create(callCtx, &supervisorv1.CreateRequest{Id: id, Bundle: b.Dir, Standin: standIn.token()})
+	_, err = sup.containers.Create(callCtx, &supervisorv1.CreateRequest{Id: id, Bundle: b.Dir, Standin: standIn.token(), NoNewKeyring: opts.noNewKeyring})
 	if err != nil {
 		if ctx.Err() != nil { // the user has ended it
 			err = context.Cause(ctx)
@@ -223,6 +246,9 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 		return nil, err
 	}
 	a.log.Debug("container is created", "container", id, "after", time.Since(began))
+	if err := sendPidfd(ctx, opts.pidfdSocket, "standard", standIn.pid()); err != nil {
+		return nil, err
+	}
 	if opts.pidFile != "" {
 		if err := writePidFile(opts.pidFile, standIn.pid()); err != nil {
 			return nil, err

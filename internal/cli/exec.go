@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -65,6 +66,8 @@ type execOptions struct {
 	process       string
 	consoleSocket string
 	pidFile       string
+	pidfdSocket   string
+	cgroups       []string
 	preserveFDs   int
 	detach        bool
 	ignorePaused  bool
@@ -86,10 +89,12 @@ func (o *execOptions) flags() []urfave.Flag {
 		&urfave.BoolFlag{Name: "detach", Aliases: []string{"d"}, Destination: &o.detach, Usage: "return when the process runs"},
 		&urfave.StringFlag{Name: "pid-file", Destination: &o.pidFile, TakesFile: true, Usage: "write the pid of the process's stand-in to `FILE`"},
 		&urfave.StringFlag{Name: "console-socket", Destination: &o.consoleSocket, TakesFile: true, Usage: "unix `SOCKET` that gets the master end of the process's terminal"},
+		pidfdSocketFlag(&o.pidfdSocket),
 		preserveFDsFlag(&o.preserveFDs),
-		&urfave.BoolFlag{Name: "ignore-paused", Destination: &o.ignorePaused, Usage: "try it in a paused container, too"},
+		&urfave.StringSliceFlag{Name: "cgroup", Destination: &o.cgroups, Usage: "run in the existing cgroup `PATH` below the container's"},
+		&urfave.BoolFlag{Name: "ignore-paused", Destination: &o.ignorePaused, Usage: "in a paused container, wait until it is resumed"},
 	}
-	for _, name := range []string{"apparmor", "process-label", "cgroup"} {
+	for _, name := range []string{"apparmor", "process-label"} {
 		value := new(string)
 		o.refused[name] = value
 		flags = append(flags, &urfave.StringFlag{Name: name, Destination: value, Hidden: true})
@@ -102,10 +107,14 @@ func (o *execOptions) flags() []urfave.Flag {
 func (a *app) exec(ctx context.Context, id string, opts execOptions) error {
 	for name, value := range opts.refused {
 		if *value != "" {
-			return rpcerror.New(errdefs.ErrNotImplemented, fmt.Sprintf("--%s=%s: not supported", name, *value))
+			return rpcerror.New(errdefs.ErrNotImplemented, fmt.Sprintf("--%s=%s: not supported: the guest has neither AppArmor nor SELinux", name, *value))
 		}
 	}
 	if err := checkPreserveFDs(opts.preserveFDs); err != nil {
+		return err
+	}
+	cgroup, err := subCgroup(opts.cgroups)
+	if err != nil {
 		return err
 	}
 	store, err := a.openStore()
@@ -134,7 +143,7 @@ func (a *app) exec(ctx context.Context, id string, opts execOptions) error {
 		return err
 	}
 	defer sup.close()
-	job := execJob{app: a, supervisor: sup, podDir: store.PodDir(c.PodID), id: id, process: process, pidFile: opts.pidFile}
+	job := execJob{app: a, supervisor: sup, podDir: store.PodDir(c.PodID), id: id, process: process, cgroup: cgroup, opts: opts}
 	if opts.detach {
 		return job.detached(ctx, opts.consoleSocket)
 	}
@@ -143,6 +152,19 @@ func (a *app) exec(ctx context.Context, id string, opts execOptions) error {
 		return &exitError{status: status, err: podFailure(store, c.PodID)}
 	}
 	return err
+}
+
+// subCgroup reads the values of --cgroup: in a guest with cgroup v2 there is one, without the
+// controllers that it has before it for v1.
+func subCgroup(values []string) (string, error) {
+	switch {
+	case len(values) == 0:
+		return "", nil
+	case len(values) > 1 || strings.Contains(values[0], ":"):
+		return "", rpcerror.New(errdefs.ErrNotImplemented,
+			fmt.Sprintf("--cgroup=%s: the guest has cgroup v2: one path without controllers is possible", strings.Join(values, " --cgroup=")))
+	}
+	return values[0], nil
 }
 
 func execAllowed(status state.Status, ignorePaused bool) error {
@@ -176,7 +198,8 @@ type execJob struct {
 	podDir     string
 	id         string
 	process    *specs.Process
-	pidFile    string
+	cgroup     string
+	opts       execOptions
 }
 
 // request asks the supervisor to run the process for a stand-in.
@@ -185,9 +208,14 @@ func (j *execJob) request(ctx context.Context, token []byte) (*supervisorv1.Exec
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	return j.supervisor.processes.Exec(ctx, &supervisorv1.ExecRequest{ContainerId: j.id, Process: data, Standin: token})
+	if !j.opts.ignorePaused { // else it takes as long as the user lets it
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+	}
+	return j.supervisor.processes.Exec(ctx, &supervisorv1.ExecRequest{
+		ContainerId: j.id, Process: data, Standin: token, Cgroup: j.cgroup, IgnorePaused: j.opts.ignorePaused,
+	})
 }
 
 // detached leaves a stand-in process behind that holds the process's stdio.
@@ -199,8 +227,11 @@ func (j *execJob) detached(ctx context.Context, consoleSocket string) error {
 	if _, err := j.request(ctx, standIn.token()); err != nil {
 		return errors.Join(err, standIn.kill())
 	}
-	if j.pidFile != "" {
-		if err := writePidFile(j.pidFile, standIn.pid()); err != nil {
+	if err := sendPidfd(ctx, j.opts.pidfdSocket, "setns", standIn.pid()); err != nil {
+		return errors.Join(err, standIn.kill())
+	}
+	if j.opts.pidFile != "" {
+		if err := writePidFile(j.opts.pidFile, standIn.pid()); err != nil {
 			return errors.Join(err, standIn.kill())
 		}
 	}
@@ -209,8 +240,11 @@ func (j *execJob) detached(ctx context.Context, consoleSocket string) error {
 
 // foreground is the process's stand-in itself until the process's end.
 func (j *execJob) foreground(ctx context.Context) (status int, err error) {
-	if j.pidFile != "" {
-		if err := writePidFile(j.pidFile, os.Getpid()); err != nil {
+	if err := sendPidfd(ctx, j.opts.pidfdSocket, "setns", os.Getpid()); err != nil {
+		return 0, err
+	}
+	if j.opts.pidFile != "" {
+		if err := writePidFile(j.opts.pidFile, os.Getpid()); err != nil {
 			return 0, err
 		}
 	}

@@ -33,6 +33,7 @@ type fakeSupervisor struct {
 	supervisorv1.UnimplementedProcessesServer
 	store    *state.Store
 	id       string // of the container
+	created  bool   // before it was paused
 	standIns *standin.Listener
 	peer     *standin.Peer // of the container's init, when it was created here
 	program  []string      // of init
@@ -218,11 +219,19 @@ func (f *fakeSupervisor) set(status state.Status) error {
 }
 
 func (f *fakeSupervisor) Pause(context.Context, *supervisorv1.PauseRequest) (*supervisorv1.PauseResponse, error) {
+	if c, err := f.store.LoadContainer(f.id); err == nil && c.Status == state.Created {
+		f.created = true
+		return &supervisorv1.PauseResponse{}, f.set(state.Paused)
+	}
 	return &supervisorv1.PauseResponse{}, f.move(state.Running, state.Paused, "container not running")
 }
 
 func (f *fakeSupervisor) Resume(context.Context, *supervisorv1.ResumeRequest) (*supervisorv1.ResumeResponse, error) {
-	return &supervisorv1.ResumeResponse{}, f.move(state.Paused, state.Running, "container not paused")
+	to := state.Running
+	if f.created {
+		f.created, to = false, state.Created
+	}
+	return &supervisorv1.ResumeResponse{}, f.move(state.Paused, to, "container not paused")
 }
 
 // move sets the container's status if it has the one before.

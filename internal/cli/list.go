@@ -19,7 +19,7 @@ func (a *app) listCommand() *urfave.Command {
 		Usage:    "list the containers below --root",
 		Category: groupInspect,
 		Description: `Works from the state directory alone, also when supervisors are dead. An
-entry that cannot be read is reported and does not hide the others; remove it
+entry that cannot be read is a warning and does not hide the others; remove it
 with "runv delete --force ID".
 
 Examples:
@@ -51,8 +51,8 @@ Examples:
 			if err := printList(a.prog.Stdout, states, format, quiet); err != nil {
 				return fmt.Errorf("list: %w", err)
 			}
-			if broken != nil {
-				return fmt.Errorf("list: %w", broken)
+			if broken != nil { // no reason to keep the others from whoever reads them
+				a.warn("list: %v", broken)
 			}
 			return nil
 		},

@@ -15,7 +15,7 @@ func (a *app) openLog() error {
 	if a.logFile != nil {
 		return nil
 	}
-	if a.logFormat != "text" && a.logFormat != "json" {
+	if a.logFormat != "text" && a.logFormat != "json" && a.logFormat != "" {
 		return fmt.Errorf("--log-format=%s: text or json is possible", a.logFormat)
 	}
 	if a.logPath == "" {

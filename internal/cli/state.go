@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	urfave "github.com/urfave/cli/v3"
 
 	"runv/internal/state"
@@ -67,7 +68,7 @@ type containerState struct {
 // pod. A pod that cannot be read leaves its annotations out.
 func (a *app) describe(store *state.Store, c state.Container) containerState {
 	s := containerState{
-		Version:     c.OCIVersion,
+		Version:     specs.Version, // what the state complies with
 		ID:          c.ID,
 		Pid:         c.StandIn.PID,
 		Status:      string(store.Live(c)),
@@ -120,11 +121,11 @@ func phases(all []state.Phase) string {
 	return b.String()
 }
 
-// userName is the name of a user of the host, or the number when it has none.
+// userName is the name of a user of the host, or # and the number when it has none, as under runc.
 func userName(uid int) string {
 	u, err := user.LookupId(strconv.Itoa(uid))
 	if err != nil {
-		return strconv.Itoa(uid)
+		return "#" + strconv.Itoa(uid)
 	}
 	return u.Username
 }

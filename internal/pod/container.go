@@ -40,6 +40,7 @@ type container struct {
 	cancel    context.CancelCauseFunc
 	op        chan struct{} // closed at the end of the operation in flight; nil: none
 	gone      chan struct{} // closed when status is stopped
+	resumed   chan struct{} // closed when status is no longer paused
 	inGuest   bool          // the agent knows it
 	unsaved   bool          // the record on disk is older than this one
 	forgotten chan struct{} // closed when all of it is gone and its poststop hooks have run
@@ -54,6 +55,8 @@ type CreateRequest struct {
 	ID      string
 	Bundle  string // absolute path
 	StandIn standin.Token
+	// NoNewKeyring leaves the container's processes the agent's session keyring.
+	NoNewKeyring bool
 }
 
 // Create makes a container up to the point where only the user's program is missing,
@@ -198,7 +201,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	if err := p.do(ctx, func() error { c.inGuest = true; return nil }); err != nil {
 		return 0, err
 	}
-	create := &agentv1.CreateRequest{Id: req.ID, Spec: spec, Stdio: stdio, Bundle: b.Dir}
+	create := &agentv1.CreateRequest{Id: req.ID, Spec: spec, Stdio: stdio, Bundle: b.Dir, NoNewKeyring: req.NoNewKeyring}
 	if f := b.Seccomp(); f != nil {
 		create.Seccomp = &agentv1.Seccomp{Program: f.Program, Flags: f.Flags}
 	}
@@ -321,6 +324,12 @@ func (p *Pod) setStatus(c *container, next state.Status) {
 		return
 	}
 	p.log.Debug("container state", "container", c.record.ID, "from", c.record.Status, "to", next)
+	if c.record.Status == state.Paused {
+		close(c.resumed)
+	}
+	if next == state.Paused {
+		c.resumed = make(chan struct{})
+	}
 	c.record.Status = next
 	if next == state.Stopped {
 		close(c.gone)

@@ -522,6 +522,51 @@ func TestSecondContainerAndExec(t *testing.T) {
 	w.share.mu.Unlock()
 }
 
+func TestPause(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("a", 1)
+	assert.NilError(t, err)
+	assert.NilError(t, w.pod.Pause(t.Context(), "a"))
+	assert.ErrorContains(t, w.pod.Pause(t.Context(), "a"), "container not running")
+	assert.Error(t, w.pod.Start(t.Context(), "a"), "start a: cannot start a container in the paused state")
+	assert.NilError(t, w.pod.Resume(t.Context(), "a"))
+	assert.Equal(t, w.status("a"), state.Created, "it goes back to what it was")
+	assert.NilError(t, w.pod.Start(t.Context(), "a"))
+	assert.NilError(t, w.pod.Pause(t.Context(), "a"))
+
+	req := pod.ExecRequest{Container: "a", Process: []byte(`{"args":["true"],"cwd":"/"}`), StandIn: w.standIn(2).token}
+	_, _, err = w.pod.Exec(t.Context(), req)
+	assert.Error(t, err, "cannot exec in a paused container")
+	req.IgnorePaused = true
+	impatient, cancel := context.WithTimeoutCause(t.Context(), 100*time.Millisecond, errors.New("lost patience"))
+	defer cancel()
+	_, _, err = w.pod.Exec(impatient, req)
+	assert.Error(t, err, "lost patience")
+
+	req.StandIn, req.ExecID = w.standIn(3).token, "e"
+	done := make(chan error)
+	go func() {
+		_, _, err := w.pod.Exec(t.Context(), req)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		t.Fatalf("exec did not wait for the end of the pause: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	assert.NilError(t, w.pod.Resume(t.Context(), "a"))
+	assert.NilError(t, <-done)
+
+	assert.NilError(t, w.pod.Pause(t.Context(), "a"))
+	req.StandIn, req.ExecID = w.standIn(4).token, "late"
+	go func() {
+		_, _, err := w.pod.Exec(t.Context(), req)
+		done <- err
+	}()
+	w.agent.exit("a", "", "", 9)
+	assert.Error(t, <-done, "cannot exec in a stopped container")
+}
+
 func TestFailedCreateIsUndone(t *testing.T) {
 	boom := errors.New("boom")
 	for _, tc := range []struct {

@@ -182,6 +182,9 @@ type ExecRequest struct {
 	ExecID    string // empty: chosen
 	Process   []byte // OCI process as JSON
 	StandIn   standin.Token
+	Cgroup    string // an existing one below the container's; empty: that
+	// IgnorePaused waits for the container's resumption, should it be paused.
+	IgnorePaused bool
 }
 
 // Exec starts a process in a container and returns its exec id and the pid of
@@ -204,8 +207,10 @@ func (p *Pod) Exec(ctx context.Context, req ExecRequest) (execID string, pid int
 	} else if err := bundle.ValidateID(req.ExecID); err != nil {
 		return "", 0, err
 	}
-	if _, err := p.inspect(ctx, verbExec, req.Container); err != nil {
-		return "", 0, err
+	if !req.IgnorePaused { // else the answer may change until then
+		if _, err := p.inspect(ctx, verbExec, req.Container); err != nil {
+			return "", 0, err
+		}
 	}
 	peer, err := p.awaitStandIn(ctx, req.StandIn)
 	if err != nil {
@@ -217,7 +222,7 @@ func (p *Pod) Exec(ctx context.Context, req ExecRequest) (execID string, pid int
 		peer.CloseStdio()
 		return "", 0, err
 	}
-	if err := p.execInGuest(ctx, vm, proc, process); err != nil {
+	if err := p.execInGuest(ctx, vm, proc, process, req.Cgroup); err != nil {
 		err = p.explain(err, vm)
 		_ = p.do(context.WithoutCancel(ctx), func() error { p.dropProcess(proc); return nil })
 		return "", 0, err
@@ -236,7 +241,7 @@ func (p *Pod) Exec(ctx context.Context, req ExecRequest) (execID string, pid int
 
 // execInGuest lets the agent start a process. A caller who goes away does not end that: what the
 // agent has begun it finishes, and then the end of the caller's stand-in ends the process.
-func (p *Pod) execInGuest(ctx context.Context, vm *factory.VM, proc *process, spec []byte) error {
+func (p *Pod) execInGuest(ctx context.Context, vm *factory.VM, proc *process, spec []byte, cgroup string) error {
 	select {
 	case p.starting <- struct{}{}:
 		defer func() { <-p.starting }()
@@ -248,17 +253,39 @@ func (p *Pod) execInGuest(ctx context.Context, vm *factory.VM, proc *process, sp
 		return err
 	}
 	_, err = vm.Agent.Processes.Exec(context.WithoutCancel(ctx), &agentv1.ExecRequest{
-		ContainerId: proc.c.record.ID, ExecId: proc.execID, Process: spec, Stdio: stdio,
+		ContainerId: proc.c.record.ID, ExecId: proc.execID, Process: spec, Stdio: stdio, Cgroup: cgroup,
 	})
 	return agentclient.Error(err)
 }
 
-// admitProcess records the process that an Exec is about to start.
+// admitProcess records the process that an Exec is about to start. It waits for the end of a pause
+// that the request ignores.
 func (p *Pod) admitProcess(ctx context.Context, req ExecRequest, peer *standin.Peer) (proc *process, vm *factory.VM, err error) {
+	for {
+		var resumed chan struct{}
+		proc, vm, resumed, err = p.tryProcess(ctx, req, peer)
+		if resumed == nil {
+			return proc, vm, err
+		}
+		select {
+		case <-resumed:
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+	}
+}
+
+// tryProcess is one attempt of admitProcess. With resumed the container is paused, and a next one
+// makes sense when that is closed.
+func (p *Pod) tryProcess(ctx context.Context, req ExecRequest, peer *standin.Peer) (proc *process, vm *factory.VM, resumed chan struct{}, err error) {
 	err = p.do(ctx, func() error {
 		c, err := p.find(req.Container)
 		if err != nil {
 			return err
+		}
+		if req.IgnorePaused && c.record.Status == state.Paused {
+			resumed = c.resumed
+			return nil
 		}
 		if err := admit(verbExec, req.Container, c.record.Status); err != nil {
 			return err
@@ -272,7 +299,7 @@ func (p *Pod) admitProcess(ctx context.Context, req ExecRequest, peer *standin.P
 		p.append(journal.Event{Type: journal.ExecAdded, Container: req.Container, Exec: req.ExecID, PID: peer.PID})
 		return nil
 	})
-	return proc, vm, err
+	return proc, vm, resumed, err
 }
 
 // dropProcess ends the record of a process that did not come to be. On the pod's goroutine.

@@ -95,7 +95,7 @@ func (s *containersService) Create(ctx context.Context, req *supervisorv1.Create
 	if err != nil {
 		return nil, err
 	}
-	pid, err := s.pod.Create(ctx, pod.CreateRequest{ID: req.Id, Bundle: req.Bundle, StandIn: token})
+	pid, err := s.pod.Create(ctx, pod.CreateRequest{ID: req.Id, Bundle: req.Bundle, StandIn: token, NoNewKeyring: req.NoNewKeyring})
 	return &supervisorv1.CreateResponse{Pid: uint32(pid)}, err
 }
 
@@ -173,7 +173,8 @@ func (s *processesService) Exec(ctx context.Context, req *supervisorv1.ExecReque
 		return nil, err
 	}
 	id, pid, err := s.pod.Exec(ctx, pod.ExecRequest{
-		Container: req.ContainerId, ExecID: req.ExecId, Process: req.Process, StandIn: token,
+		Container: req.ContainerId, ExecID: req.ExecId, Process: req.Process, StandIn: token, Cgroup: req.Cgroup,
+		IgnorePaused: req.IgnorePaused,
 	})
 	return &supervisorv1.ExecResponse{ExecId: id, Pid: uint32(pid)}, err
 }

@@ -729,7 +729,9 @@ type CreateRequest struct {
 	Bundle string `protobuf:"bytes,4,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	// The filter for init and for all that Exec starts; missing: none. The spec's
 	// linux.seccomp, from which the host made it, is not looked at.
-	Seccomp       *Seccomp `protobuf:"bytes,5,opt,name=seccomp,proto3" json:"seccomp,omitempty"`
+	Seccomp *Seccomp `protobuf:"bytes,5,opt,name=seccomp,proto3" json:"seccomp,omitempty"`
+	// Keep the agent's session keyring; else the container's processes share one of their own.
+	NoNewKeyring  bool `protobuf:"varint,6,opt,name=no_new_keyring,json=noNewKeyring,proto3" json:"no_new_keyring,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -797,6 +799,13 @@ func (x *CreateRequest) GetSeccomp() *Seccomp {
 		return x.Seccomp
 	}
 	return nil
+}
+
+func (x *CreateRequest) GetNoNewKeyring() bool {
+	if x != nil {
+		return x.NoNewKeyring
+	}
+	return false
 }
 
 // Seccomp is a filter of system calls.
@@ -1689,11 +1698,14 @@ func (x *ProcessesResponse) GetProcesses() []*Process {
 }
 
 type ExecRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	Process       []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"` // OCI runtime-spec process as JSON, at most 3 MiB
-	Stdio         *Stdio                 `protobuf:"bytes,4,opt,name=stdio,proto3" json:"stdio,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId      string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	Process     []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"` // OCI runtime-spec process as JSON, at most 3 MiB
+	Stdio       *Stdio                 `protobuf:"bytes,4,opt,name=stdio,proto3" json:"stdio,omitempty"`
+	// Path of an existing cgroup below the container's to start the process in; empty: the
+	// container's.
+	Cgroup        string `protobuf:"bytes,5,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1754,6 +1766,13 @@ func (x *ExecRequest) GetStdio() *Stdio {
 		return x.Stdio
 	}
 	return nil
+}
+
+func (x *ExecRequest) GetCgroup() string {
+	if x != nil {
+		return x.Cgroup
+	}
+	return ""
 }
 
 type ExecResponse struct {
@@ -2053,13 +2072,14 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x05Stdio\x12\x14\n" +
 	"\x05stdin\x18\x01 \x01(\rR\x05stdin\x12\x16\n" +
 	"\x06stdout\x18\x02 \x01(\rR\x06stdout\x12\x16\n" +
-	"\x06stderr\x18\x03 \x01(\rR\x06stderr\"\xa9\x01\n" +
+	"\x06stderr\x18\x03 \x01(\rR\x06stderr\"\xcf\x01\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12*\n" +
 	"\x05stdio\x18\x03 \x01(\v2\x14.runv.agent.v1.StdioR\x05stdio\x12\x16\n" +
 	"\x06bundle\x18\x04 \x01(\tR\x06bundle\x120\n" +
-	"\aseccomp\x18\x05 \x01(\v2\x16.runv.agent.v1.SeccompR\aseccomp\"9\n" +
+	"\aseccomp\x18\x05 \x01(\v2\x16.runv.agent.v1.SeccompR\aseccomp\x12$\n" +
+	"\x0eno_new_keyring\x18\x06 \x01(\bR\fnoNewKeyring\"9\n" +
 	"\aSeccomp\x12\x18\n" +
 	"\aprogram\x18\x01 \x01(\fR\aprogram\x12\x14\n" +
 	"\x05flags\x18\x02 \x01(\rR\x05flags\"\"\n" +
@@ -2120,12 +2140,13 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\aexec_id\x18\b \x01(\tR\x06execId\x12\x12\n" +
 	"\x04init\x18\t \x01(\bR\x04init\"I\n" +
 	"\x11ProcessesResponse\x124\n" +
-	"\tprocesses\x18\x01 \x03(\v2\x16.runv.agent.v1.ProcessR\tprocesses\"\x8f\x01\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x16.runv.agent.v1.ProcessR\tprocesses\"\xa7\x01\n" +
 	"\vExecRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x18\n" +
 	"\aprocess\x18\x03 \x01(\fR\aprocess\x12*\n" +
-	"\x05stdio\x18\x04 \x01(\v2\x14.runv.agent.v1.StdioR\x05stdio\" \n" +
+	"\x05stdio\x18\x04 \x01(\v2\x14.runv.agent.v1.StdioR\x05stdio\x12\x16\n" +
+	"\x06cgroup\x18\x05 \x01(\tR\x06cgroup\" \n" +
 	"\fExecResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\"u\n" +
 	"\rSignalRequest\x12!\n" +

@@ -377,6 +377,7 @@ type CreateRequest struct {
 	// Token of the stand-in that has connected, or will within seconds, to
 	// standin.sock and brings the process's stdio.
 	Standin       []byte `protobuf:"bytes,3,opt,name=standin,proto3" json:"standin,omitempty"`
+	NoNewKeyring  bool   `protobuf:"varint,4,opt,name=no_new_keyring,json=noNewKeyring,proto3" json:"no_new_keyring,omitempty"` // the container's processes get no session keyring of their own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -430,6 +431,13 @@ func (x *CreateRequest) GetStandin() []byte {
 		return x.Standin
 	}
 	return nil
+}
+
+func (x *CreateRequest) GetNoNewKeyring() bool {
+	if x != nil {
+		return x.NoNewKeyring
+	}
+	return false
 }
 
 type CreateResponse struct {
@@ -1382,11 +1390,15 @@ func (x *VmmStats) GetOomKills() uint64 {
 }
 
 type ExecRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"` // empty: the supervisor chooses one
-	Process       []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"`             // OCI runtime-spec process as JSON
-	Standin       []byte                 `protobuf:"bytes,4,opt,name=standin,proto3" json:"standin,omitempty"`             // as in CreateRequest
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId      string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"` // empty: the supervisor chooses one
+	Process     []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"`             // OCI runtime-spec process as JSON
+	Standin     []byte                 `protobuf:"bytes,4,opt,name=standin,proto3" json:"standin,omitempty"`             // as in CreateRequest
+	// Path of an existing cgroup below the container's for the process; empty: the container's.
+	Cgroup string `protobuf:"bytes,5,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	// In a paused container, wait until it is resumed instead of FAILED_PRECONDITION.
+	IgnorePaused  bool `protobuf:"varint,6,opt,name=ignore_paused,json=ignorePaused,proto3" json:"ignore_paused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1447,6 +1459,20 @@ func (x *ExecRequest) GetStandin() []byte {
 		return x.Standin
 	}
 	return nil
+}
+
+func (x *ExecRequest) GetCgroup() string {
+	if x != nil {
+		return x.Cgroup
+	}
+	return ""
+}
+
+func (x *ExecRequest) GetIgnorePaused() bool {
+	if x != nil {
+		return x.IgnorePaused
+	}
+	return false
 }
 
 type ExecResponse struct {
@@ -2122,11 +2148,12 @@ const file_api_supervisor_v1_supervisor_proto_rawDesc = "" +
 	"\x06status\x18\a \x01(\rR\x06status\x12\x12\n" +
 	"\x04lost\x18\b \x01(\x04R\x04lost\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse\"Q\n" +
+	"\x10ShutdownResponse\"w\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x18\n" +
-	"\astandin\x18\x03 \x01(\fR\astandin\"\"\n" +
+	"\astandin\x18\x03 \x01(\fR\astandin\x12$\n" +
+	"\x0eno_new_keyring\x18\x04 \x01(\bR\fnoNewKeyring\"\"\n" +
 	"\x0eCreateResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x1e\n" +
 	"\fStartRequest\x12\x0e\n" +
@@ -2200,12 +2227,14 @@ const file_api_supervisor_v1_supervisor_proto_rawDesc = "" +
 	" \x01(\x04R\roverheadBytes\x12'\n" +
 	"\x0fthreads_current\x18\v \x01(\x04R\x0ethreadsCurrent\x12#\n" +
 	"\rthreads_limit\x18\f \x01(\x04R\fthreadsLimit\x12\x1b\n" +
-	"\toom_kills\x18\r \x01(\x04R\boomKills\"}\n" +
+	"\toom_kills\x18\r \x01(\x04R\boomKills\"\xba\x01\n" +
 	"\vExecRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x18\n" +
 	"\aprocess\x18\x03 \x01(\fR\aprocess\x12\x18\n" +
-	"\astandin\x18\x04 \x01(\fR\astandin\"9\n" +
+	"\astandin\x18\x04 \x01(\fR\astandin\x12\x16\n" +
+	"\x06cgroup\x18\x05 \x01(\tR\x06cgroup\x12#\n" +
+	"\rignore_paused\x18\x06 \x01(\bR\fignorePaused\"9\n" +
 	"\fExecResponse\x12\x17\n" +
 	"\aexec_id\x18\x01 \x01(\tR\x06execId\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\"u\n" +

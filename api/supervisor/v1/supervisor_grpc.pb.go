@@ -259,7 +259,7 @@ type ContainersClient interface {
 	// `force` an unknown container is success. With the pod's last container it
 	// answers when the VM has gone.
 	Delete(ctx context.Context, in *DeleteRequest, opts ...grpc.CallOption) (*DeleteResponse, error)
-	// Pause freezes a running container. FAILED_PRECONDITION unless running.
+	// Pause freezes a created or running container. FAILED_PRECONDITION in another state.
 	Pause(ctx context.Context, in *PauseRequest, opts ...grpc.CallOption) (*PauseResponse, error)
 	// Resume thaws a paused container. FAILED_PRECONDITION unless paused.
 	Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (*ResumeResponse, error)
@@ -379,7 +379,7 @@ type ContainersServer interface {
 	// `force` an unknown container is success. With the pod's last container it
 	// answers when the VM has gone.
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
-	// Pause freezes a running container. FAILED_PRECONDITION unless running.
+	// Pause freezes a created or running container. FAILED_PRECONDITION in another state.
 	Pause(context.Context, *PauseRequest) (*PauseResponse, error)
 	// Resume thaws a paused container. FAILED_PRECONDITION unless paused.
 	Resume(context.Context, *ResumeRequest) (*ResumeResponse, error)

@@ -127,6 +127,20 @@ func (g *Group) FDOf(pid int) (*os.File, error) {
 	return os.OpenFile(dir, unix.O_DIRECTORY|unix.O_PATH, 0)
 }
 
+// Sub opens the directory of an existing group below this one, or of this one for "/".
+// The caller closes it.
+func (g *Group) Sub(path string) (*os.File, error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_DIRECTORY | unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	}
+	fd, err := unix.Openat2(g.FD(), filepath.Join(".", filepath.Clean("/"+path)), &how)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
 // Kill kills all processes in the group and below it, frozen ones too.
 func (g *Group) Kill() error { return write(g.dir, "cgroup.kill", "1") }
 

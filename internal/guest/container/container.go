@@ -85,6 +85,8 @@ type Container struct {
 	mu       sync.Mutex
 	status   status
 	paused   bool
+	starting int           // execs between their admission and their becoming the program
+	started  chan struct{} // closed when starting comes to 0; nil: it is
 	deleting bool
 	init     *process
 	execs    map[string]*process
@@ -134,15 +136,14 @@ func validID(id string) bool {
 	return id != "" && len(id) <= 255 && id != "." && id != ".." && filepath.Base(id) == id
 }
 
-// Create creates a container from a specification in JSON and, unless it is nil, a filter of
-// system calls for all its processes. It returns the pid of its init, which waits for Start.
-// bundle is text for its hooks. streams are the caller's to close when Create fails, and else the
-// container's.
-func (s *Set) Create(ctx context.Context, id, bundle string, specJSON []byte, filter *agentv1.Seccomp, streams stdio.Streams) (pid int, err error) {
+// Create creates a container, as the request says it, and returns the pid of its init, which waits
+// for Start. streams are the caller's to close when Create fails, and else the container's.
+func (s *Set) Create(ctx context.Context, r *agentv1.CreateRequest, streams stdio.Streams) (pid int, err error) {
+	id := r.Id
 	if !validID(id) {
 		return 0, invalid("container id %q is not valid", id)
 	}
-	spec, err := parseSpec(specJSON)
+	spec, err := parseSpec(r.Spec)
 	if err != nil {
 		return 0, err
 	}
@@ -154,7 +155,7 @@ func (s *Set) Create(ctx context.Context, id, bundle string, specJSON []byte, fi
 	if err != nil {
 		return 0, err
 	}
-	if cfg.Container.Hooks, err = translateHooks(id, bundle, spec); err != nil {
+	if cfg.Container.Hooks, err = translateHooks(id, r.Bundle, spec); err != nil {
 		return 0, err
 	}
 	resources, err := cgroup.Translate(spec.Linux.Resources)
@@ -164,8 +165,11 @@ func (s *Set) Create(ctx context.Context, id, bundle string, specJSON []byte, fi
 	if cfg.Process.Shared, err = translateShared(spec.Linux); err != nil {
 		return 0, err
 	}
-	if cfg.Process.Shared.Seccomp, err = translateSeccomp(filter); err != nil {
+	if cfg.Process.Shared.Seccomp, err = translateSeccomp(r.Seccomp); err != nil {
 		return 0, err
+	}
+	if !r.NoNewKeyring {
+		cfg.Process.Shared.Keyring = "_ses." + id // runc's name
 	}
 	c := &Container{
 		set: s, id: id, namespaces: ns, shared: cfg.Process.Shared, status: creating,
@@ -210,7 +214,7 @@ func (c *Container) create(ctx context.Context, cfg *stage.Config, r *cgroup.Res
 			return err
 		}
 	}
-	p, err := c.launch(ctx, "", cfg, streams)
+	p, err := c.launch(ctx, launchOptions{}, cfg, streams)
 	if err != nil {
 		if c.group.OOMKills() > 0 {
 			err = fault.New(errdefs.ErrResourceExhausted, "container init was killed for want of memory; the memory limit is too low: %w", err)
@@ -265,11 +269,12 @@ func (c *Container) Start(ctx context.Context) error {
 
 // Exec starts a process in the container and returns its pid when it has become
 // the program. streams are as in Create.
-func (c *Container) Exec(ctx context.Context, execID string, processJSON []byte, streams stdio.Streams) (int, error) {
+func (c *Container) Exec(ctx context.Context, r *agentv1.ExecRequest, streams stdio.Streams) (int, error) {
+	execID := r.ExecId
 	if !validID(execID) {
 		return 0, invalid("exec id %q is not valid", execID)
 	}
-	spec, err := parseProcess(processJSON)
+	spec, err := parseProcess(r.Process)
 	if err != nil {
 		return 0, err
 	}
@@ -289,8 +294,12 @@ func (c *Container) Exec(ctx context.Context, execID string, processJSON []byte,
 		Join:    c.namespaces.flags &^ (unix.CLONE_NEWPID | singleThreaded),
 		UserNS:  c.namespaces.user(),
 	}
-	p, err := c.launch(ctx, execID, cfg, streams)
+	p, err := c.launch(ctx, launchOptions{execID: execID, cgroup: r.Cgroup}, cfg, streams)
 	c.mu.Lock()
+	if c.starting--; c.starting == 0 {
+		close(c.started)
+		c.started = nil
+	}
 	if err != nil {
 		delete(c.execs, execID)
 		c.mu.Unlock()
@@ -312,6 +321,10 @@ func (c *Container) reserveExec(execID string) error {
 		return fault.New(errdefs.ErrAlreadyExists, "exec %q exists in container %q", execID, c.id)
 	}
 	c.execs[execID] = nil
+	if c.starting == 0 {
+		c.started = make(chan struct{})
+	}
+	c.starting++
 	return nil
 }
 
@@ -361,15 +374,29 @@ func (c *Container) processes() []*process {
 	return all
 }
 
-// Pause freezes all processes, and returns when they are.
+// Pause freezes all processes, and returns when they are. It lets the execs that are on their way
+// become their programs: the agent waits in a fork until its child has left its memory, and
+// would itself hang with a child that is frozen before.
 func (c *Container) Pause(ctx context.Context) error {
 	c.mu.Lock()
 	if c.status != created && c.status != running {
 		defer c.mu.Unlock()
 		return c.wrongState("pause")
 	}
-	c.paused = true
+	before := c.paused
+	c.paused = true // no more execs
+	started := c.started
 	c.mu.Unlock()
+	if started != nil {
+		select {
+		case <-started:
+		case <-ctx.Done():
+			c.mu.Lock()
+			c.paused = before
+			c.mu.Unlock()
+			return fault.New(context.Cause(ctx), "pause container %q: a process does not become its program", c.id)
+		}
+	}
 	if err := c.group.Freeze(ctx, true); err != nil {
 		return errors.Join(err, c.Resume(context.WithoutCancel(ctx)))
 	}

@@ -193,7 +193,7 @@ func (w *world) create(id string, spec *specs.Spec) (*run, error) {
 	data, err := json.Marshal(spec)
 	assert.NilError(w.t, err)
 	r := newRun(spec.Process.Terminal)
-	_, err = w.set.Create(w.t.Context(), id, "/the/bundle", data, w.filter, r.streams)
+	_, err = w.set.Create(w.t.Context(), &agentv1.CreateRequest{Id: id, Bundle: "/the/bundle", Spec: data, Seccomp: w.filter}, r.streams)
 	return r, err
 }
 
@@ -209,7 +209,7 @@ func (w *world) exec(id, execID string, p *specs.Process) (*run, error) {
 	data, err := json.Marshal(p)
 	assert.NilError(w.t, err)
 	r := newRun(p.Terminal)
-	_, err = c.Exec(w.t.Context(), execID, data, r.streams)
+	_, err = c.Exec(w.t.Context(), &agentv1.ExecRequest{ContainerId: id, ExecId: execID, Process: data}, r.streams)
 	return r, err
 }
 

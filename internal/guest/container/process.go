@@ -41,16 +41,22 @@ type process struct {
 // deadline.
 const setupTimeout = 60 * time.Second
 
+// launchOptions say which process of the container to start where.
+type launchOptions struct {
+	execID string // empty: init
+	cgroup string // below the container's; empty: that
+}
+
 // launch starts a process. An init waits for its start when launch returns; an exec
 // has become the program. When launch fails the process is gone.
-func (c *Container) launch(ctx context.Context, execID string, cfg *stage.Config, streams stdio.Streams) (_ *process, err error) {
+func (c *Container) launch(ctx context.Context, opts launchOptions, cfg *stage.Config, streams stdio.Streams) (_ *process, err error) {
 	limit := setupTimeout
 	if cfg.Container != nil {
 		limit += hook.Timeouts(cfg.Container.Hooks.Create, 0)
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	p := &process{c: c, execID: execID, gone: make(chan struct{})}
+	p := &process{c: c, execID: opts.execID, gone: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			p.abandon()
@@ -62,7 +68,7 @@ func (c *Container) launch(ctx context.Context, execID string, cfg *stage.Config
 	if err := p.prepare(cfg); err != nil {
 		return nil, err
 	}
-	if err := p.fork(cfg); err != nil {
+	if err := p.fork(cfg, opts.cgroup); err != nil {
 		return nil, err
 	}
 	p.ctl.CloseInherit()
@@ -131,9 +137,17 @@ func (p *process) awaitSetup(ctx context.Context, cfg *stage.Config) error {
 
 // fork starts the stage in the container's control group and, for an exec, in its
 // pid namespace.
-func (p *process) fork(cfg *stage.Config) error {
+func (p *process) fork(cfg *stage.Config, cgroup string) error {
 	c := p.c
 	attr := &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: c.group.FD()}
+	if cgroup != "" {
+		sub, err := c.group.Sub(cgroup)
+		if err != nil {
+			return fmt.Errorf("open cgroup %q of the container: %w", cgroup, err)
+		}
+		defer sub.Close()
+		attr.CgroupFD = int(sub.Fd())
+	}
 	start := func() (pid int, err error) {
 		err = c.inPidNS(func() (err error) {
 			pid, err = p.forkOnce(cfg, attr)
@@ -147,7 +161,7 @@ func (p *process) fork(cfg *stage.Config) error {
 		start = func() (int, error) { return p.forkInit(cfg, attr) }
 	}
 	pid, err := c.set.Reaper.Start(start, p.reaped)
-	if errors.Is(err, unix.EBUSY) && cfg.Container == nil {
+	if errors.Is(err, unix.EBUSY) && cfg.Container == nil && cgroup == "" {
 		// The container has distributed its group's controllers to groups of its
 		// own: no process may be in the group itself any more.
 		group, gerr := c.group.FDOf(c.init.pid)
@@ -385,9 +399,9 @@ func (c *Container) Signal(execID string, number uint32, all bool) error {
 	return nil
 }
 
-// beforeStart gives a signal to an init that is still a stage the effect that it
-// would have on a program that handles none, and tells whether it did so. The
-// stage itself would handle some in ways of its own.
+// beforeStart gives a signal to an init that is still a stage the effect that it has on runc's
+// init, and tells whether it did so: some end it, the others are lost. The stage itself would
+// handle some in ways of its own.
 func (c *Container) beforeStart(p *process, sig unix.Signal) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -397,11 +411,11 @@ func (c *Container) beforeStart(p *process, sig unix.Signal) bool {
 	switch sig {
 	case 0, unix.SIGKILL, unix.SIGSTOP, unix.SIGCONT:
 		return false
-	case unix.SIGCHLD, unix.SIGURG, unix.SIGWINCH, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU:
-		return true // ignored
+	case unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGILL, unix.SIGTRAP, unix.SIGABRT, unix.SIGBUS, unix.SIGFPE,
+		unix.SIGSEGV, unix.SIGTERM, unix.SIGSTKFLT, unix.SIGSYS:
+		p.instead = 128 + uint32(sig)
+		_ = p.signal(unix.SIGKILL)
 	}
-	p.instead = 128 + uint32(sig)
-	_ = p.signal(unix.SIGKILL)
 	return true
 }
 

@@ -1,10 +1,12 @@
 package container_test
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 )
 
@@ -37,7 +39,7 @@ cat`
 		run                       *run
 		exec, sched, io, affinity string
 	}{
-		{plain, "plain", "nice 0 priority 0 policy 0\n", "none\n", all},
+		{plain, "plain", fmt.Sprintf("nice %d priority 0 policy 0\n", niceness(t)), "none\n", all},
 		{bound, "bound", "nice 7 priority 0 policy 3\n", "best-effort: prio 6\n", "0"},
 		{r, "", "nice 7 priority 0 policy 3\n", "best-effort: prio 6\n", all},
 	} {
@@ -47,6 +49,14 @@ cat`
 		assert.Equal(t, status, uint32(0), "%s", tc.run.out[2])
 		assert.Equal(t, tc.run.out[1].String(), tc.sched+tc.io+"i686\nCpus_allowed_list:\t"+tc.affinity+"\n")
 	}
+}
+
+// niceness is this process's, which what has no scheduler of its own inherits.
+func niceness(t *testing.T) int {
+	t.Helper()
+	prio, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+	assert.NilError(t, err)
+	return 20 - prio
 }
 
 func TestBadScheduling(t *testing.T) {

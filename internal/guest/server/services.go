@@ -107,7 +107,7 @@ func withStreams(ctx context.Context, claim claimFunc, s *agentv1.Stdio, start f
 // Create implements agentv1.ContainersService.
 func (s *containers) Create(ctx context.Context, r *agentv1.CreateRequest) (*agentv1.CreateResponse, error) {
 	pid, err := withStreams(ctx, s.claim, r.Stdio, func(streams stdio.Streams) (int, error) {
-		return s.Containers.Create(ctx, r.Id, r.Bundle, r.Spec, r.Seccomp, streams)
+		return s.Containers.Create(ctx, r, streams)
 	})
 	return &agentv1.CreateResponse{Pid: pid}, err
 }
@@ -209,7 +209,7 @@ func (s *processes) Exec(ctx context.Context, r *agentv1.ExecRequest) (*agentv1.
 		if err != nil {
 			return 0, err
 		}
-		return c.Exec(ctx, r.ExecId, r.Process, streams)
+		return c.Exec(ctx, r, streams)
 	})
 	return &agentv1.ExecResponse{Pid: pid}, err
 }

@@ -167,6 +167,7 @@ func (s *Shared) code(x *coder) {
 		list(x, &s.Program, (*coder).uint64)
 		integer(x, &s.Flags)
 	})
+	x.string(&s.Keyring)
 	optional(x, &s.Personality, integer[uint32])
 	optional(x, &s.MemoryPolicy, func(x *coder, p *MemoryPolicy) {
 		integer(x, &p.Mode)

@@ -65,6 +65,7 @@ type Process struct {
 // Shared is what all processes of a container have in common.
 type Shared struct {
 	Seccomp      *Seccomp // nil: none
+	Keyring      string   // session keyring by name; empty: that of the agent
 	Personality  *uint32  // as personality(2) takes it
 	MemoryPolicy *MemoryPolicy
 }

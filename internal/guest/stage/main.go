@@ -68,6 +68,9 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	if err := joinKeyring(cfg); err != nil {
+		return err
+	}
 	if err := p.prepare(); err != nil {
 		return err
 	}
