@@ -305,6 +305,7 @@ type screen struct {
 	pty  io.Writer
 	text chan []byte
 	seen []byte
+	past []byte // what was seen before
 }
 
 func newScreen(pty io.ReadWriter) *screen {
@@ -335,6 +336,7 @@ func (s *screen) sees(text string, within time.Duration) bool {
 	defer cancel()
 	for {
 		if i := bytes.Index(s.seen, []byte(text)); i >= 0 {
+			s.past = append(s.past, s.seen[:i+len(text)]...)
 			s.seen = s.seen[i+len(text):]
 			return true
 		}
