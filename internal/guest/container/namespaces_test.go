@@ -54,8 +54,9 @@ func (w *world) inUserNS(spec *specs.Spec) {
 }
 
 func TestUserNamespace(t *testing.T) {
+	program := buildInit(t) // before there is a reaper, which would take the compiler's status
 	w := newWorld(t)
-	w.set.Exe = buildInit(t)
+	w.set.Exe = program
 	spec := w.spec("sh", "-c", `
 cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups | tr -s ' '; id -u; id -G; stat -c '%u %g' /bin/busybox
 grep CapEff: /proc/self/status; cat /proc/self/oom_score_adj; ulimit -n
@@ -137,8 +138,9 @@ root
 }
 
 func TestTimeNamespace(t *testing.T) {
+	program := buildInit(t) // before there is a reaper, which would take the compiler's status
 	w := newWorld(t)
-	w.set.Exe = buildInit(t)
+	w.set.Exe = program
 	uptime := func() int {
 		var ts unix.Timespec
 		assert.NilError(t, unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts))
