@@ -135,6 +135,11 @@ func (s *Stage) Ready(ctx context.Context) (ptmx int, err error) {
 	buf := make([]byte, 16<<10)
 	oob := make([]byte, unix.CmsgSpace(4))
 	n, oobn, _, _, err := s.conn.ReadMsgUnix(buf, oob)
+	if errors.Is(err, unix.ECONNRESET) {
+		// A stage that has ended without reading all that was said to it. The kernel tells that
+		// first, once, and then what the stage has said.
+		n, oobn, _, _, err = s.conn.ReadMsgUnix(buf, oob)
+	}
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
