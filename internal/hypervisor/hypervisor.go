@@ -18,6 +18,7 @@
 //	                                     // answers when its agent is there
 //	vm.Attach(ctx, hypervisor.Share{...})
 //	vm.Pause(ctx); vm.Resume(ctx)
+//	vm.(hypervisor.Resizer).Resize(ctx, size) // of a driver that can
 //	vm.Stop(ctx)                         // the VMM has ended when it returns
 //	<-vm.Done(); vm.Err()
 //
@@ -118,6 +119,23 @@ type VM interface {
 	Info() Info
 }
 
+// Resizer is a VM that can grow while it runs; not every driver's can.
+type Resizer interface {
+	// Resize plugs vCPUs and memory until the VM has at least the size, and returns what it has
+	// then: with an error this may be less than asked for, and more than before. It never takes
+	// anything away. The guest was told of what came and has yet to use it.
+	// errdefs.ErrResourceExhausted for a size above Config.MaxVCPUs or Config.MaxMemoryBytes, and when
+	// nothing more can be plugged; the VM is then as large as it can be.
+	Resize(ctx context.Context, size Size) (Size, error)
+}
+
+// Size is how large a VM is.
+type Size struct {
+	VCPUs        int
+	MemoryBytes  int64
+	PluggedBytes int64 // of MemoryBytes, those that were plugged while the VM ran; Resize ignores it
+}
+
 // Info describes a running VM for state files and operators.
 type Info struct {
 	PID     int      // of the VMM
@@ -134,11 +152,14 @@ type Config struct {
 	Initrd      string   // path of the guest's initramfs
 	KernelArgs  []string // appended to the driver's own kernel command line
 	Accel       Accel
-	VCPUs       int    // at least 1
-	MemoryBytes int64  // at least 64 MiB, a multiple of 1 MiB
-	RunDir      string // existing directory for the driver's files: console.log, VMM log
-	Shares      []Share
-	User        *User // whom the VMM runs as; nil: as the caller
+	VCPUs       int   // at least 1
+	MemoryBytes int64 // at least 64 MiB, a multiple of 1 MiB
+	// What Resize can make of them; 0: the VM cannot grow.
+	MaxVCPUs       int
+	MaxMemoryBytes int64
+	RunDir         string // existing directory for the driver's files: console.log, VMM log
+	Shares         []Share
+	User           *User // whom the VMM runs as; nil: as the caller
 	// Launch starts the VMM as the command's own Start does, on the same thread, in a cgroup for
 	// example; nil: that is enough.
 	Launch func(cmd *exec.Cmd) error

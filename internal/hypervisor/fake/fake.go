@@ -99,6 +99,7 @@ func (d *Driver) start(ctx context.Context, cfg hypervisor.Config) (*VM, error) 
 	}
 	vm := &VM{
 		Config:  cfg,
+		size:    hypervisor.Size{VCPUs: cfg.VCPUs, MemoryBytes: cfg.MemoryBytes},
 		started: time.Now(),
 		console: log,
 		attach:  d.OnAttach,
@@ -130,6 +131,7 @@ type VM struct {
 	mu      sync.Mutex // guards what follows
 	err     error
 	paused  bool
+	size    hypervisor.Size
 	devices map[string]hypervisor.Device
 }
 
@@ -206,6 +208,33 @@ func (v *VM) setPaused(ctx context.Context, verb string, paused bool) error {
 	defer v.mu.Unlock()
 	v.paused = paused
 	return nil
+}
+
+// Resize implements hypervisor.Resizer.
+func (v *VM) Resize(ctx context.Context, want hypervisor.Size) (hypervisor.Size, error) {
+	err := v.usable(ctx)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err == nil {
+		memory := min(want.MemoryBytes, max(v.Config.MaxMemoryBytes, v.Config.MemoryBytes))
+		v.size.PluggedBytes += max(0, memory-v.size.MemoryBytes)
+		v.size.MemoryBytes = max(memory, v.size.MemoryBytes)
+		v.size.VCPUs = max(v.size.VCPUs, min(want.VCPUs, max(v.Config.MaxVCPUs, v.Config.VCPUs)))
+		if want.VCPUs > v.size.VCPUs || want.MemoryBytes > v.size.MemoryBytes {
+			err = hypervisor.Errorf(errdefs.ErrResourceExhausted, "the VM cannot be so large")
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("resize VM %s: %w", v.Config.ID, err)
+	}
+	return v.size, err
+}
+
+// Size is how large the VM is now.
+func (v *VM) Size() hypervisor.Size {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.size
 }
 
 // usable gives the error of a call on a VM that has ended or whose ctx has.

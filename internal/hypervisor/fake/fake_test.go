@@ -56,6 +56,11 @@ func (g guest) Read(tag, file string) (string, error) {
 	return "", fmt.Errorf("no share %s", tag)
 }
 
+func (g guest) Size() (int, int64, error) {
+	size := g.vm.Size()
+	return size.VCPUs, size.MemoryBytes >> 20, nil
+}
+
 func (guest) Release(string) error { return nil }
 
 func (g guest) PowerOff() error {

@@ -173,7 +173,9 @@ func testTwoVMs(t *testing.T, h Harness) {
 
 // testRunning is one guest's story.
 func testRunning(t *testing.T, h Harness) {
-	vm := start(t, h.Driver, h.Config(t))
+	cfg := h.Config(t)
+	cfg.MaxVCPUs, cfg.MaxMemoryBytes = cfg.VCPUs+1, cfg.MemoryBytes+512<<20
+	vm := start(t, h.Driver, cfg)
 	g := talk(t, vm)
 	step := func(name string, run func(t *testing.T)) {
 		if !t.Run(name, run) {
@@ -209,6 +211,7 @@ func testRunning(t *testing.T, h Harness) {
 		}
 		assert.Equal(t, g.ask(t, "echo resumed"), "resumed")
 	})
+	step("resize", func(t *testing.T) { testResize(t, vm, g, cfg) })
 	step("share", func(t *testing.T) {
 		for i := range 3 { // an id and its port can be used again
 			name := fmt.Sprintf("round %d", i)
@@ -270,6 +273,52 @@ func testRunning(t *testing.T, h Harness) {
 		expectEnded(t, vm)
 		waitConsole(t, vm, "this is the console")
 	})
+}
+
+// testResize leaves a VM that is as large as it can be. What comes after shows that it works.
+func testResize(t *testing.T, vm hypervisor.VM, g *guest, cfg hypervisor.Config) {
+	r, ok := vm.(hypervisor.Resizer)
+	if !ok {
+		t.Skip("VMs of this driver do not grow")
+	}
+	size := func() (cpus int, mebibytes int64) {
+		_, err := fmt.Sscan(g.ask(t, "size"), &cpus, &mebibytes)
+		assert.NilError(t, err)
+		return cpus, mebibytes
+	}
+	cpus, mebibytes := size()
+	assert.Equal(t, cpus, cfg.VCPUs)
+	first := hypervisor.Size{VCPUs: cfg.VCPUs, MemoryBytes: cfg.MemoryBytes}
+	grow := func(want hypervisor.Size, full bool) hypervisor.Size {
+		t.Helper()
+		got, err := r.Resize(t.Context(), want)
+		if full {
+			assert.Assert(t, errdefs.IsResourceExhausted(err), "%v", err)
+			assert.ErrorContains(t, err, cfg.ID)
+		} else {
+			assert.NilError(t, err)
+			assert.Assert(t, got.VCPUs >= want.VCPUs && got.MemoryBytes >= want.MemoryBytes, "%+v", got)
+		}
+		assert.Equal(t, got.MemoryBytes, cfg.MemoryBytes+got.PluggedBytes)
+		return got
+	}
+	assert.Equal(t, grow(first, false), first)
+	assert.Equal(t, grow(hypervisor.Size{VCPUs: 1}, false), first, "nothing is taken away")
+	got := grow(hypervisor.Size{VCPUs: cfg.VCPUs, MemoryBytes: cfg.MemoryBytes + 100<<20}, false)
+	assert.Equal(t, got.VCPUs, cfg.VCPUs)
+	got = grow(hypervisor.Size{VCPUs: 1 << 20, MemoryBytes: 1 << 60}, true)
+	assert.Equal(t, got, hypervisor.Size{VCPUs: cfg.MaxVCPUs, MemoryBytes: cfg.MaxMemoryBytes, PluggedBytes: 512 << 20})
+	assert.Equal(t, grow(got, false), got)
+	// The guest is told a moment before it has it.
+	for end := time.Now().Add(limit); ; <-time.After(10 * time.Millisecond) {
+		c, m := size()
+		if c == cpus+1 && m == mebibytes+512 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the guest has %d processors and %d MiB, had %d and %d", c, m, cpus, mebibytes)
+		}
+	}
 }
 
 // testPowerOff also has a share from the start.
@@ -405,6 +454,7 @@ func expectEnded(t *testing.T, vm hypervisor.VM) {
 		"pause":  vm.Pause(ctx),
 		"resume": vm.Resume(ctx),
 		"attach": vm.Attach(ctx, hypervisor.Share{ID: "late", Tag: "late", Socket: "/nowhere"}),
+		"resize": resizeAfterEnd(ctx, vm),
 	} {
 		assert.Assert(t, errdefs.IsFailedPrecondition(err), "%s: %v", name, err)
 	}
@@ -413,6 +463,15 @@ func expectEnded(t *testing.T, vm hypervisor.VM) {
 	_, err := vm.Agent().Write([]byte("x"))
 	assert.Assert(t, errors.Is(err, net.ErrClosed) || err != nil)
 	vm.Console().Tail(1)
+}
+
+func resizeAfterEnd(ctx context.Context, vm hypervisor.VM) error {
+	r, ok := vm.(hypervisor.Resizer)
+	if !ok {
+		return errdefs.ErrFailedPrecondition
+	}
+	_, err := r.Resize(ctx, hypervisor.Size{VCPUs: 1 << 20})
+	return err
 }
 
 // check is for goroutines, which must not end a test.

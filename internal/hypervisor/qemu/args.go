@@ -13,6 +13,12 @@ import (
 const (
 	portCount  = 4 // pcie-root-ports: devices that can be plugged at a time, Config.Shares included
 	portPrefix = "port"
+
+	// dimmSlots is how often memory can be plugged. vhost-user daemons map each piece apart; those
+	// that are in use take 32 of them.
+	dimmSlots = 16
+	// dimmUnit is the size of the pieces that a guest's kernel takes into use, in bytes.
+	dimmUnit = 128 << 20
 )
 
 // Machine is all that decides QEMU's command line. Files reach QEMU as inherited
@@ -23,6 +29,8 @@ type Machine struct {
 	Accel       hypervisor.Accel
 	VCPUs       int
 	MemoryBytes int64
+	MaxVCPUs    int    // 0: as VCPUs
+	MaxMemory   int64  // bytes; 0: as MemoryBytes
 	Firmware    string // path of qboot.rom
 	KernelFD    int
 	InitrdFD    int
@@ -48,7 +56,7 @@ type ShareFD struct {
 // blacklists, LSMs off, init_on_alloc=0, 256 MiB to 1 GiB of memory, SMAP off. A root
 // port costs 6 ms.
 func Args(m Machine) []string {
-	mib := strconv.FormatInt(m.MemoryBytes>>20, 10) + "M"
+	mib := mebibytes(m.MemoryBytes)
 	args := []string{
 		"-name", "runv-" + m.Name,
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
@@ -63,8 +71,8 @@ func Args(m Machine) []string {
 		"-bios", m.Firmware,
 		"-accel", accel(m.Accel),
 		"-cpu", cpu(m.Accel),
-		"-smp", strconv.Itoa(m.VCPUs),
-		"-m", mib,
+		"-smp", smp(m),
+		"-m", memory(m),
 		// vhost-user daemons map the guest's memory: it must be shared and have a file
 		// descriptor.
 		"-object", "memory-backend-memfd,id=mem,share=on,size=" + mib,
@@ -99,6 +107,24 @@ func accel(a hypervisor.Accel) string {
 	return string(a)
 }
 
+// smp is the number of processors now, and of those that there can be.
+func smp(m Machine) string {
+	if m.MaxVCPUs <= m.VCPUs {
+		return strconv.Itoa(m.VCPUs)
+	}
+	return fmt.Sprintf("%d,maxcpus=%d", m.VCPUs, m.MaxVCPUs)
+}
+
+func memory(m Machine) string {
+	size := mebibytes(m.MemoryBytes)
+	if m.MaxMemory <= m.MemoryBytes {
+		return size
+	}
+	return fmt.Sprintf("%s,slots=%d,maxmem=%s", size, dimmSlots, mebibytes(m.MaxMemory))
+}
+
+func mebibytes(n int64) string { return strconv.FormatInt(n>>20, 10) + "M" }
+
 // cpu is the model the guest sees: all that the accelerator can do.
 func cpu(accel hypervisor.Accel) string {
 	if accel == hypervisor.TCG {
@@ -120,14 +146,18 @@ func kernelArgs(m Machine) []string {
 		"console=ttyS0", "quiet", "panic=-1", "oops=panic",
 		"tsc=reliable", "no_timer_check",
 		"rcupdate.rcu_expedited=1", "cryptomgr.notests", "random.trust_cpu=on",
+		// A kernel that may have memory above 4 GiB one day sets 64 MiB aside for devices that cannot
+		// reach it. There are none.
+		"swiotlb=noforce",
 	}
 	if m.Accel == hypervisor.TCG {
 		// There is no speculation to defend against and no secret address space
 		// to hide in a translator that is no security boundary. Under KVM the guest
 		// deserves these defences.
 		args = append(args, "mitigations=off", "nokaslr", "noreplace-smp")
-		if m.VCPUs == 1 {
-			// The legacy timer needs no calibration, 25 ms.
+		if max(m.VCPUs, m.MaxVCPUs) == 1 {
+			// The legacy timer needs no calibration, 25 ms. It can serve one processor: where others
+			// may come the kernel would go without timers finer than 4 ms.
 			args = append(args, "nolapic_timer")
 		}
 		if m.TSCKHz > 0 {

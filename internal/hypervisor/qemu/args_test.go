@@ -37,7 +37,7 @@ func TestArgs(t *testing.T) {
 		"-kernel", "/proc/self/fd/3",
 		"-initrd", "/proc/self/fd/4",
 		"-append", "console=ttyS0 quiet panic=-1 oops=panic tsc=reliable no_timer_check rcupdate.rcu_expedited=1 cryptomgr.notests " +
-			"random.trust_cpu=on mitigations=off nokaslr noreplace-smp nolapic_timer tsc_early_khz=2596136 runv.log=debug",
+			"random.trust_cpu=on swiotlb=noforce mitigations=off nokaslr noreplace-smp nolapic_timer tsc_early_khz=2596136 runv.log=debug",
 		"-chardev", "socket,id=qmp,fd=5", "-mon", "chardev=qmp,mode=control",
 		"-chardev", "socket,id=console,fd=7", "-serial", "chardev:console",
 		"-chardev", "socket,id=agent,fd=6",
@@ -79,6 +79,17 @@ func TestArgsVary(t *testing.T) {
 			name:   "memory",
 			change: func(m *qemu.Machine) { m.MemoryBytes = 3 << 30 },
 			has:    []string{"-m 3072M", "size=3072M"},
+		},
+		{
+			name:   "room to grow, and a timer for what may come",
+			change: func(m *qemu.Machine) { m.MaxVCPUs, m.MaxMemory = 4, 2<<30 },
+			has:    []string{"-smp 1,maxcpus=4", "-m 512M,slots=16,maxmem=2048M", "size=512M"},
+			hasNo:  []string{"nolapic_timer"},
+		},
+		{
+			name:   "no room beyond the size",
+			change: func(m *qemu.Machine) { m.MaxVCPUs, m.MaxMemory = 1, 512<<20 },
+			has:    []string{"-smp 1 ", "-m 512M ", "nolapic_timer"},
 		},
 		{
 			name:   "no share",

@@ -104,6 +104,10 @@ func validate(cfg hypervisor.Config) error {
 		return invalid("%d vcpus: not within 1 and %d", cfg.VCPUs, maxVCPUs)
 	case cfg.MemoryBytes < minMemory || cfg.MemoryBytes%(1<<20) != 0:
 		return invalid("memory of %d bytes: not a multiple of 1 MiB from 64 MiB", cfg.MemoryBytes)
+	case cfg.MaxVCPUs < 0 || cfg.MaxVCPUs > maxVCPUs:
+		return invalid("at most %d vcpus: not within 0 and %d", cfg.MaxVCPUs, maxVCPUs)
+	case cfg.MaxMemoryBytes < 0 || cfg.MaxMemoryBytes%(1<<20) != 0:
+		return invalid("memory of at most %d bytes: not a multiple of 1 MiB", cfg.MaxMemoryBytes)
 	case len(cfg.Shares) > portCount:
 		return hypervisor.Errorf(errdefs.ErrResourceExhausted, "%d shares: at most %d", len(cfg.Shares), portCount)
 	}
@@ -176,6 +180,7 @@ func (l *launch) prepare(ctx context.Context) error {
 	cfg, m := l.cfg, &l.machine
 	*m = Machine{
 		Name: cfg.ID, Accel: cfg.Accel, VCPUs: cfg.VCPUs, MemoryBytes: cfg.MemoryBytes, KernelArgs: cfg.KernelArgs,
+		MaxVCPUs: cfg.MaxVCPUs, MaxMemory: cfg.MaxMemoryBytes,
 	}
 	var err error
 	if l.binary, err = findBinary(cfg.Binary); err != nil {

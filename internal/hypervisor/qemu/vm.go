@@ -43,6 +43,8 @@ type vm struct {
 	serial  *net.UnixConn
 	info    hypervisor.Info
 	done    chan struct{} // closed when all is over
+	limits  hypervisor.Size
+	resizer chan struct{} // holds a token while a Resize is at work
 
 	mu       sync.Mutex // guards what follows; never held while waiting
 	asked    bool       // Stop or Kill was called
@@ -50,6 +52,7 @@ type vm struct {
 	shutdown string     // reason in QEMU's SHUTDOWN event
 	err      error      // see Err
 	devices  map[string]*device
+	size     hypervisor.Size
 }
 
 // newVM takes over what the launch acquired and reads the console from now on.
@@ -66,6 +69,11 @@ func newVM(log *slog.Logger, l *launch, proc *process) *vm {
 		info:    hypervisor.Info{PID: proc.cmd.Process.Pid, Command: proc.cmd.Args},
 		done:    make(chan struct{}),
 		devices: map[string]*device{},
+		size:    hypervisor.Size{VCPUs: l.cfg.VCPUs, MemoryBytes: l.cfg.MemoryBytes},
+		limits: hypervisor.Size{
+			VCPUs: max(l.cfg.VCPUs, l.cfg.MaxVCPUs), MemoryBytes: max(l.cfg.MemoryBytes, l.cfg.MaxMemoryBytes),
+		},
+		resizer: make(chan struct{}, 1),
 	}
 	for i, s := range l.cfg.Shares {
 		v.devices[s.ID] = newDevice(i)

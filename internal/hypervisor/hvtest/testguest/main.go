@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -116,6 +117,45 @@ func (g guest) Read(tag, file string) (string, error) {
 	}
 	text, err := os.ReadFile(filepath.Join(g.dir(tag), file))
 	return string(text), err
+}
+
+// Size counts processors and blocks of memory that are online.
+func (guest) Size() (cpus int, mebibytes int64, err error) {
+	const devices = "/sys/devices/system/"
+	for _, pattern := range []string{"cpu/cpu[0-9]*/online", "memory/memory*/online"} {
+		files, err := filepath.Glob(devices + pattern)
+		if err != nil {
+			return 0, 0, err
+		}
+		for _, file := range files {
+			if text, _ := os.ReadFile(file); strings.TrimSpace(string(text)) == "0" {
+				if err := os.WriteFile(file, []byte("1"), 0); err != nil {
+					return 0, 0, err
+				}
+			}
+		}
+	}
+	online, err := os.ReadFile(devices + "cpu/online")
+	if err != nil {
+		return 0, 0, err
+	}
+	for part := range strings.SplitSeq(strings.TrimSpace(string(online)), ",") {
+		var first, last int
+		if n, _ := fmt.Sscanf(part, "%d-%d", &first, &last); n == 2 {
+			cpus += last - first
+		}
+		cpus++
+	}
+	unit, err := os.ReadFile(devices + "memory/block_size_bytes")
+	if err != nil {
+		return 0, 0, err
+	}
+	bytes, err := strconv.ParseInt(strings.TrimSpace(string(unit)), 16, 64)
+	if err != nil {
+		return 0, 0, err
+	}
+	blocks, err := filepath.Glob(devices + "memory/memory[0-9]*")
+	return cpus, int64(len(blocks)) * (bytes >> 20), err
 }
 
 func (g guest) Release(tag string) error { return unix.Unmount(g.dir(tag), 0) }

@@ -9,6 +9,7 @@
 //	echo TEXT        ok TEXT
 //	console TEXT     writes TEXT to the console
 //	read TAG FILE    ok CONTENT of a file in the share with that tag
+//	size             ok CPUS MIB: takes into use what was plugged, and tells what there is
 //	release TAG      lets go of the share
 //	poweroff, panic  end the guest; no answer
 package protocol
@@ -24,6 +25,7 @@ import (
 type Actions interface {
 	Console(text string) error
 	Read(tag, file string) (string, error)
+	Size() (cpus int, mebibytes int64, err error)
 	Release(tag string) error
 	PowerOff() error
 	Panic() error
@@ -59,6 +61,9 @@ func answer(request string, guest Actions) (string, error) {
 	case "read":
 		tag, file, _ := strings.Cut(argument, " ")
 		return guest.Read(tag, file)
+	case "size":
+		cpus, mebibytes, err := guest.Size()
+		return fmt.Sprintf("%d %d", cpus, mebibytes), err
 	case "release":
 		return "", guest.Release(argument)
 	case "poweroff":
