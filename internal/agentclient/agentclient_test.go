@@ -28,6 +28,10 @@ type agent struct {
 	called    chan struct{} // by Info, which does not answer
 }
 
+func (a *agent) Online(context.Context, *agentv1.OnlineRequest) (*agentv1.OnlineResponse, error) {
+	return &agentv1.OnlineResponse{}, nil
+}
+
 func (a *agent) Configure(context.Context, *agentv1.ConfigureRequest) (*agentv1.ConfigureResponse, error) {
 	return &agentv1.ConfigureResponse{}, a.configure
 }

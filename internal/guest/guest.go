@@ -83,6 +83,7 @@ func (m *machine) boot(level *slog.LevelVar) error {
 		return err
 	}
 	m.phases["modules"] = boot.Uptime()
+	m.hotplug = boot.NewHotplug()
 	for _, step := range []func() error{boot.RaiseLimits, boot.Loopback} {
 		if err := step(); err != nil {
 			m.log.Error("boot", "error", err)

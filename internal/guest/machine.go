@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -25,6 +26,7 @@ type machine struct {
 	log        *slog.Logger
 	phases     map[string]float64 // complete before the first request
 	late       *boot.Late
+	hotplug    *boot.Hotplug
 	containers *container.Set
 
 	mu       sync.Mutex // one Configure at a time
@@ -53,6 +55,21 @@ func (m *machine) Info() (*agentv1.InfoResponse, error) {
 		Cpus:          boot.CPUs(),
 		BootMs:        maps.Clone(m.phases),
 	}, nil
+}
+
+// onlineTimeout bounds the wait for devices on their way.
+const onlineTimeout = 10 * time.Second
+
+// Online takes into use what was plugged.
+func (m *machine) Online(ctx context.Context, r *agentv1.OnlineRequest) *agentv1.OnlineResponse {
+	ctx, cancel := context.WithTimeout(ctx, onlineTimeout)
+	defer cancel()
+	cpus, plugged, err := m.hotplug.Online(ctx, r.Cpus, r.PluggedBytes)
+	resp := &agentv1.OnlineResponse{Cpus: cpus, PluggedBytes: plugged}
+	if err != nil {
+		resp.Problem = err.Error()
+	}
+	return resp
 }
 
 // Configure sets what belongs to the pod.

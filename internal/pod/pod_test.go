@@ -56,6 +56,7 @@ type agent struct {
 	signals chan uint32
 	// What the next calls do; nil: succeed.
 	create, start, exec func() error
+	online              func(*agentv1.OnlineRequest) (*agentv1.OnlineResponse, error)
 	update              func(*agentv1.UpdateRequest) (*agentv1.UpdateResponse, error)
 	shutdown            func()
 }
@@ -148,6 +149,13 @@ func (a *agent) claim(id, execID string, s *agentv1.Stdio) error {
 
 func (a *agent) Info(context.Context, *agentv1.InfoRequest) (*agentv1.InfoResponse, error) {
 	return &agentv1.InfoResponse{KernelRelease: "6.1.0-\x1b[2Jown" + strings.Repeat("x", 1<<10)}, nil
+}
+
+func (a *agent) Online(_ context.Context, r *agentv1.OnlineRequest) (*agentv1.OnlineResponse, error) {
+	if a.online != nil {
+		return a.online(r)
+	}
+	return &agentv1.OnlineResponse{Cpus: r.Cpus, PluggedBytes: r.PluggedBytes}, nil
 }
 
 func (a *agent) Configure(context.Context, *agentv1.ConfigureRequest) (*agentv1.ConfigureResponse, error) {

@@ -10,6 +10,7 @@ import (
 type GuestService interface {
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
 	Configure(context.Context, *ConfigureRequest) (*ConfigureResponse, error)
+	Online(context.Context, *OnlineRequest) (*OnlineResponse, error)
 	Events(context.Context, *EventsRequest, Guest_EventsServer) error
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
 }
@@ -44,6 +45,13 @@ func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
 				}
 				return svc.Configure(ctx, &req)
 			},
+			"Online": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req OnlineRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Online(ctx, &req)
+			},
 			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req ShutdownRequest
 				if err := unmarshal(&req); err != nil {
@@ -71,6 +79,7 @@ func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
 type GuestClient interface {
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
 	Configure(context.Context, *ConfigureRequest) (*ConfigureResponse, error)
+	Online(context.Context, *OnlineRequest) (*OnlineResponse, error)
 	Events(context.Context, *EventsRequest) (Guest_EventsClient, error)
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
 }
@@ -96,6 +105,14 @@ func (c *guestClient) Info(ctx context.Context, req *InfoRequest) (*InfoResponse
 func (c *guestClient) Configure(ctx context.Context, req *ConfigureRequest) (*ConfigureResponse, error) {
 	var resp ConfigureResponse
 	if err := c.client.Call(ctx, "runv.agent.v1.Guest", "Configure", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) Online(ctx context.Context, req *OnlineRequest) (*OnlineResponse, error) {
+	var resp OnlineResponse
+	if err := c.client.Call(ctx, "runv.agent.v1.Guest", "Online", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

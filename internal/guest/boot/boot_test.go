@@ -35,6 +35,55 @@ func TestCountList(t *testing.T) {
 	}
 }
 
+func TestHotplug(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	write(t, file("memory/block_size_bytes"), "8000000\n")
+	write(t, file("memory/memory0/state"), "online\n")
+	write(t, file("memory/probe"), "")
+	write(t, file("cpu/online"), "0\n")
+	assert.NilError(t, os.MkdirAll(file("cpu/cpu0"), 0o755)) // cannot be taken out of use
+	assert.NilError(t, os.MkdirAll(file("cpu/cpufreq"), 0o755))
+	h := boot.NewHotplugIn(dir)
+	cpus, plugged, err := h.Online(t.Context(), 1, 0)
+	assert.NilError(t, err)
+	assert.Equal(t, cpus, uint32(1))
+	assert.Equal(t, plugged, uint64(0))
+
+	// One is there, the others come while they are waited for.
+	write(t, file("cpu/cpu1/online"), "0\n")
+	write(t, file("memory/memory32/state"), "offline\n")
+	go func() {
+		_ = os.MkdirAll(file("memory/memory33"), 0o755)
+		for name, text := range map[string]string{"memory/memory33/state": "offline\n", "cpu/online": "0-1\n"} {
+			_ = os.WriteFile(file("new"), []byte(text), 0o644)
+			_ = os.Rename(file("new"), file(name))
+		}
+	}()
+	cpus, plugged, err = h.Online(t.Context(), 2, 256<<20)
+	assert.NilError(t, err)
+	assert.Equal(t, cpus, uint32(2))
+	assert.Equal(t, plugged, uint64(256<<20))
+	for name, want := range map[string]string{"cpu/cpu1/online": "1", "memory/memory32/state": "online", "memory/memory33/state": "online"} {
+		data, err := os.ReadFile(file(name))
+		assert.NilError(t, err)
+		assert.Equal(t, string(data), want, name)
+	}
+
+	// What does not come is missing in the answer.
+	assert.NilError(t, os.MkdirAll(file("cpu/cpu2/online"), 0o755)) // cannot be read
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	cpus, plugged, err = h.Online(ctx, 4, 1<<40)
+	assert.ErrorContains(t, err, "take cpu2 into use")
+	assert.Equal(t, cpus, uint32(2))
+	assert.Equal(t, plugged, uint64(256<<20))
+
+	none := boot.NewHotplugIn(t.TempDir())
+	_, _, err = none.Online(t.Context(), 0, 1)
+	assert.ErrorContains(t, err, "cannot take more memory")
+}
+
 func TestNoModuleLists(t *testing.T) {
 	none := filepath.Join(t.TempDir(), "none")
 	assert.NilError(t, boot.LoadModules(none))

@@ -5,3 +5,6 @@ var ScanPorts = scanPorts
 
 // CountList counts the members of a list.
 var CountList = countList
+
+// NewHotplugIn looks for devices in a directory.
+var NewHotplugIn = newHotplug

@@ -142,13 +142,7 @@ func Uptime() float64 {
 }
 
 // CPUs is how many processors are online.
-func CPUs() uint32 {
-	data, err := os.ReadFile("/sys/devices/system/cpu/online")
-	if err != nil {
-		return 1
-	}
-	return max(1, countList(strings.TrimSpace(string(data))))
-}
+func CPUs() uint32 { return (&Hotplug{dir: devicesDir}).cpus() }
 
 // countList counts the members of a list like "0-3,7".
 func countList(list string) (n uint32) {

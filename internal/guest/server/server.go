@@ -27,6 +27,7 @@ import (
 type Machine interface {
 	Info() (*agentv1.InfoResponse, error)
 	Configure(context.Context, *agentv1.ConfigureRequest) error
+	Online(context.Context, *agentv1.OnlineRequest) *agentv1.OnlineResponse
 	// Shutdown ends all containers and leaves the file systems clean.
 	Shutdown(context.Context) error
 	// PowerOff ends the virtual machine. It does not return.

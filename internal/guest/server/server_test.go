@@ -35,6 +35,10 @@ func (m *machine) Info() (*agentv1.InfoResponse, error) {
 	return &agentv1.InfoResponse{AgentVersion: "test"}, nil
 }
 
+func (m *machine) Online(_ context.Context, r *agentv1.OnlineRequest) *agentv1.OnlineResponse {
+	return &agentv1.OnlineResponse{Cpus: r.Cpus, PluggedBytes: r.PluggedBytes}
+}
+
 func (m *machine) Configure(_ context.Context, r *agentv1.ConfigureRequest) error {
 	if r.Hostname == "panic" {
 		panic(r.Hostname)

@@ -27,6 +27,11 @@ func (g *guest) Configure(ctx context.Context, r *agentv1.ConfigureRequest) (*ag
 	return &agentv1.ConfigureResponse{}, g.Machine.Configure(ctx, r)
 }
 
+// Online implements agentv1.GuestService.
+func (g *guest) Online(ctx context.Context, r *agentv1.OnlineRequest) (*agentv1.OnlineResponse, error) {
+	return g.Machine.Online(ctx, r), nil
+}
+
 // Events implements agentv1.GuestService.
 func (g *guest) Events(ctx context.Context, r *agentv1.EventsRequest, out agentv1.Guest_EventsServer) error {
 	after := r.After
