@@ -573,6 +573,28 @@ func TestSize(t *testing.T) {
 	}
 }
 
+func TestMerge(t *testing.T) {
+	parse := func(data string) *specs.LinuxResources {
+		r, _, err := bundle.ParseResources([]byte(data))
+		assert.NilError(t, err)
+		return r
+	}
+	merged := bundle.Merge(nil, nil)
+	for _, step := range []struct{ update, want string }{
+		{`{"memory":{"limit":100,"swap":200},"cpu":{"quota":5000,"cpus":"0-1"},"blockIO":{"weight":10}}`,
+			`{"memory":{"limit":100,"swap":200},"cpu":{"quota":5000,"cpus":"0-1"}}`},
+		{`{"memory":{"limit":0,"reservation":7},"cpu":{"period":1000,"shares":2},"pids":{"limit":5}}`,
+			`{"memory":{"limit":100,"reservation":7,"swap":200},"cpu":{"shares":2,"quota":5000,"period":1000,"cpus":"0-1"},"pids":{"limit":5}}`},
+		{`{"memory":{"limit":-1},"cpu":{"quota":-1},"pids":{"limit":0}}`,
+			`{"memory":{"limit":-1,"reservation":7,"swap":-1},"cpu":{"shares":2,"quota":-1,"period":1000,"cpus":"0-1"},"pids":{"limit":5}}`},
+	} {
+		before, was := merged, string(encode(t, merged))
+		merged = bundle.Merge(before, parse(step.update))
+		assert.Equal(t, string(encode(t, merged)), step.want)
+		assert.Equal(t, string(encode(t, before)), was)
+	}
+}
+
 func TestParseResources(t *testing.T) {
 	r, warnings, err := bundle.ParseResources([]byte(`{"memory":{"limit":1,"kernel":5},"devices":[{"allow":true,"access":"rwm"}],"blockIO":{"weight":20},"x":1}`))
 	assert.NilError(t, err)

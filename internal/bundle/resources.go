@@ -37,6 +37,45 @@ func ParseResources(data []byte) (r *specs.LinuxResources, warnings []string, er
 	return r, c.warnings, nil
 }
 
+// Merge returns the limits that a container has after an update, of those that the size of its VM
+// and its limits on the host follow from: memory, CPU and pids. Both may be nil, and neither is
+// changed. What is 0 in the update is not given, as in the guest.
+func Merge(before, update *specs.LinuxResources) *specs.LinuxResources {
+	merged := &specs.LinuxResources{Memory: &specs.LinuxMemory{}, CPU: &specs.LinuxCPU{}}
+	for _, r := range []*specs.LinuxResources{before, update} {
+		if r == nil {
+			continue
+		}
+		if m := r.Memory; m != nil {
+			give(&merged.Memory.Limit, m.Limit)
+			give(&merged.Memory.Reservation, m.Reservation)
+			give(&merged.Memory.Swap, m.Swap)
+			if m.Limit != nil && *m.Limit == -1 && (m.Swap == nil || *m.Swap == 0) {
+				merged.Memory.Swap = m.Limit // as in the guest
+			}
+		}
+		if c := r.CPU; c != nil {
+			give(&merged.CPU.Shares, c.Shares)
+			give(&merged.CPU.Quota, c.Quota)
+			give(&merged.CPU.Period, c.Period)
+			if c.Cpus != "" {
+				merged.CPU.Cpus = c.Cpus
+			}
+		}
+		if r.Pids != nil && r.Pids.Limit != nil && *r.Pids.Limit != 0 {
+			merged.Pids = r.Pids
+		}
+	}
+	return merged
+}
+
+func give[T comparable](to **T, value *T) {
+	var zero T
+	if value != nil && *value != zero {
+		*to = value
+	}
+}
+
 // resources validates what does not depend on the guest, nor on resources that were given before.
 func (c *checker) resources(r *specs.LinuxResources, at string) error {
 	for i, d := range r.Devices {

@@ -46,6 +46,9 @@ func (a *app) updateCommand() *urfave.Command {
 tells which value could not be set. Flags are ignored when resources come from a
 file: those of config.json's linux.resources, all optional.
 
+Limits beyond the VM's size let it grow, up to the host's processors and memory; a
+warning tells what it could not get. It never shrinks.
+
 Examples:
    runv update --memory 256m --memory-swap 256m web
    runv update --cpu-quota 50000 --pids-limit 100 --json web

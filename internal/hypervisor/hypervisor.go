@@ -154,7 +154,7 @@ type Config struct {
 	Accel       Accel
 	VCPUs       int   // at least 1
 	MemoryBytes int64 // at least 64 MiB, a multiple of 1 MiB
-	// What Resize can make of them; 0: the VM cannot grow.
+	// What Resize can make of them, if the driver knows no lower bound; 0: the VM cannot grow.
 	MaxVCPUs       int
 	MaxMemoryBytes int64
 	RunDir         string // existing directory for the driver's files: console.log, VMM log

@@ -69,11 +69,16 @@ func (p *Pod) sizeFor(asked bundle.Size) size {
 // host has, whatever the limit.
 func sizeForLimit(limit int64) int64 {
 	const mib = 1 << 20
+	return (min(limit, hostMemory()) + OverheadBytes + mib - 1) / mib * mib
+}
+
+// hostMemory is how much the host has, in bytes.
+func hostMemory() int64 {
 	var si unix.Sysinfo_t
-	if unix.Sysinfo(&si) == nil {
-		limit = min(limit, int64(si.Totalram)*int64(si.Unit))
+	if unix.Sysinfo(&si) != nil {
+		return math.MaxInt64 / 2 // the VMM will tell
 	}
-	return (min(limit, math.MaxInt64/2) + OverheadBytes + mib - 1) / mib * mib
+	return int64(si.Totalram) * int64(si.Unit)
 }
 
 // startBoot begins the boot of the VM for its first container, which has this stand-in. On the
@@ -130,6 +135,7 @@ func (p *Pod) whyKilled(err error) error {
 func (p *Pod) startVM(ctx context.Context, s size) (*factory.VM, error) {
 	cfg := p.cfg.VM
 	cfg.VCPUs, cfg.MemoryBytes = s.vcpus, s.memory
+	cfg.MaxVCPUs, cfg.MaxMemoryBytes = max(s.vcpus, runtime.NumCPU()), max(s.memory, sizeForLimit(math.MaxInt64))
 	cfg.Shares = []hypervisor.Share{{ID: "share", Tag: storage.Tag, Socket: p.cfg.Share.Socket()}}
 	vm, err := p.cfg.Factory.Get(ctx, cfg)
 	if err != nil {

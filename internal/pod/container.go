@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -38,12 +37,13 @@ type container struct {
 	processes map[string]*process // by exec id
 	exits     []string            // exec ids of exited processes, oldest first
 	cancel    context.CancelCauseFunc
-	op        chan struct{} // closed at the end of the operation in flight; nil: none
-	gone      chan struct{} // closed when status is stopped
-	resumed   chan struct{} // closed when status is no longer paused
-	inGuest   bool          // the agent knows it
-	unsaved   bool          // the record on disk is older than this one
-	forgotten chan struct{} // closed when all of it is gone and its poststop hooks have run
+	op        chan struct{}         // closed at the end of the operation in flight; nil: none
+	gone      chan struct{}         // closed when status is stopped
+	resumed   chan struct{}         // closed when status is no longer paused
+	inGuest   bool                  // the agent knows it
+	unsaved   bool                  // the record on disk is older than this one
+	forgotten chan struct{}         // closed when all of it is gone and its poststop hooks have run
+	limits    *specs.LinuxResources // as updates have left them; may be nil
 
 	poststart *poststart // nil: not begun, or no hooks
 }
@@ -130,6 +130,7 @@ func (p *Pod) admitContainer(req CreateRequest, b *bundle.Bundle, cancel context
 		gone:      make(chan struct{}),
 		forgotten: make(chan struct{}),
 	}
+	c.limits = b.Spec.Linux.Resources
 	if b.Spec.Hooks != nil {
 		c.record.Hooks = *b.Spec.Hooks
 	}
@@ -509,58 +510,6 @@ func (p *Pod) Resume(ctx context.Context, id string) error {
 			p.append(journal.Event{Type: journal.Resumed, Container: id})
 		}
 	})
-}
-
-// UpdateResult is what an Update has led to.
-type UpdateResult struct {
-	InEffect    map[string]string // the guest's limits, by file of cgroup v2
-	VCPUs       int               // of the VM
-	MemoryBytes int64             // of the VM
-	Warnings    []string          // what was ignored, or is not as it was asked for
-}
-
-// Update changes a container's limits, given as resources of a specification in JSON.
-func (p *Pod) Update(ctx context.Context, id string, resources []byte) (res UpdateResult, err error) {
-	r, warnings, err := bundle.ParseResources(resources)
-	if err != nil {
-		return res, err
-	}
-	data, err := bundle.GuestResources(r)
-	if err != nil {
-		return res, err
-	}
-	var answer *agentv1.UpdateResponse
-	err = p.operate(ctx, verbUpdate, id, func(ctx context.Context, vm *factory.VM) (err error) {
-		answer, err = vm.Agent.Containers.Update(ctx, &agentv1.UpdateRequest{Id: id, Resources: data})
-		return err
-	}, func(*container) {
-		res = UpdateResult{VCPUs: p.record.VCPUs, MemoryBytes: p.record.MemoryBytes, Warnings: warnings}
-	})
-	if err != nil {
-		return res, err
-	}
-	res.InEffect = limitsOf(answer)
-	if err := p.cfg.Cgroup.Limit(r, res.MemoryBytes); err != nil {
-		return res, fmt.Errorf("the limits in the VM are changed, those of the VM are not: %w", err)
-	}
-	return res, nil
-}
-
-// Bounds of what the guest may say about limits.
-const (
-	maxLimits    = 256
-	maxLimitText = 4096
-)
-
-// limitsOf takes what the guest tells, if it is text of a reasonable size.
-func limitsOf(answer *agentv1.UpdateResponse) map[string]string {
-	limits := make(map[string]string)
-	for file, value := range answer.InEffect {
-		if len(limits) < maxLimits && len(value) <= maxLimitText {
-			limits[printable(file)] = strings.Map(visible, value)
-		}
-	}
-	return limits
 }
 
 // State returns a container's record.

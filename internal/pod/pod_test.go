@@ -5,12 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -945,4 +947,77 @@ func TestNoCgroupNoVM(t *testing.T) {
 	w.ran <- nil
 	assert.Equal(t, len(w.driver.VMs()), 0)
 	assert.Assert(t, w.cgroup.removed.Load(), "what was made of it")
+}
+
+// An update beyond the VM's size makes it grow; what cannot be had is told.
+func TestUpdateGrowsTheVM(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	asked := make(chan *agentv1.OnlineRequest, 1)
+	w.agent.online = func(r *agentv1.OnlineRequest) (*agentv1.OnlineResponse, error) {
+		asked <- r
+		return &agentv1.OnlineResponse{Cpus: r.Cpus, PluggedBytes: r.PluggedBytes}, nil
+	}
+	recorded := func(vcpus int, memory int64) {
+		t.Helper()
+		record, err := w.store.LoadPod("p")
+		assert.NilError(t, err)
+		assert.Equal(t, record.VCPUs, vcpus)
+		assert.Equal(t, record.MemoryBytes, memory)
+	}
+	update := func(resources string) pod.UpdateResult {
+		t.Helper()
+		res, err := w.pod.Update(t.Context(), "web", []byte(resources))
+		assert.NilError(t, err)
+		return res
+	}
+	res := update(`{"memory":{"limit":67108864},"cpu":{"quota":100000}}`)
+	assert.Equal(t, res.MemoryBytes, int64(512<<20), "there is enough")
+	res = update(`{"memory":{"limit":1073741824}}`)
+	assert.Equal(t, res.MemoryBytes, int64(1024+128)<<20)
+	assert.Equal(t, res.VCPUs, 1)
+	assert.Equal(t, len(res.Warnings), 0, "%q", res.Warnings)
+	request := <-asked
+	assert.Equal(t, request.PluggedBytes, uint64(640<<20))
+	assert.Equal(t, request.Cpus, uint32(1))
+	recorded(1, 1152<<20)
+
+	// More CPUs than the host has the VM does not get. A refusal by the guest does not undo growth.
+	most := runtime.NumCPU()
+	w.agent.update = func(*agentv1.UpdateRequest) (*agentv1.UpdateResponse, error) {
+		return nil, rpcerror.ToStatus(rpcerror.New(errdefs.ErrInvalidArgument, "cpu.quota: no"))
+	}
+	_, err = w.pod.Update(t.Context(), "web", []byte(`{"cpu":{"quota":1000000000}}`))
+	assert.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	want := "cpu.quota: no"
+	if most > 1 {
+		want += fmt.Sprintf("; the limits are as they were, the VM has grown to %d vCPUs and 1152 MiB", most)
+	}
+	assert.Error(t, err, want)
+	assert.Equal(t, w.cgroup.limited.Load(), int64(1152<<20))
+	if most > 1 {
+		<-asked
+	}
+	recorded(most, 1152<<20)
+	w.agent.update = nil
+	res = update(`{"cpu":{"quota":1000000000}}`)
+	<-asked
+	assert.Equal(t, res.VCPUs, most)
+	assert.Equal(t, len(res.Warnings), 1)
+	assert.Assert(t, cmp.Contains(res.Warnings[0], fmt.Sprintf("the VM has %d vCPUs and 1152 MiB, not the 10000 vCPUs and 1152 MiB", most)))
+	assert.Equal(t, len(update(`{"cpu":{"quota":1000}}`).Warnings), 0)
+
+	// What the guest does not take into use is told, in its words made safe.
+	w.agent.online = func(r *agentv1.OnlineRequest) (*agentv1.OnlineResponse, error) {
+		return &agentv1.OnlineResponse{Cpus: r.Cpus, PluggedBytes: r.PluggedBytes - 128<<20, Problem: "no\x1b[2J"}, nil
+	}
+	res = update(`{"memory":{"limit":2147483648}}`)
+	assert.Equal(t, len(res.Warnings), 1)
+	assert.Assert(t, cmp.Contains(res.Warnings[0], "and lacks 128 MiB: no[2J"))
+	w.agent.online = func(*agentv1.OnlineRequest) (*agentv1.OnlineResponse, error) {
+		return nil, rpcerror.ToStatus(rpcerror.New(errdefs.ErrInternal, "broken"))
+	}
+	res = update(`{"memory":{"limit":3221225472}}`)
+	assert.Assert(t, cmp.Contains(res.Warnings[0], "may not use all of it: broken"))
 }

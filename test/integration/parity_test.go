@@ -69,16 +69,16 @@ var acceptedCLI = map[string]map[string]string{
 	},
 }
 
-// runtime is one of the two command lines.
-type runtime struct {
+// commandLine is one of the two command lines.
+type commandLine struct {
 	name    string
 	command func(args ...string) *exec.Cmd
 }
 
-func runtimes(t *testing.T, e *harness.Env) (theirs, ours runtime) {
+func runtimes(t *testing.T, e *harness.Env) (theirs, ours commandLine) {
 	t.Helper()
 	root := filepath.Join(e.Dir, "runc")
-	theirs = runtime{"runc", func(args ...string) *exec.Cmd {
+	theirs = commandLine{"runc", func(args ...string) *exec.Cmd {
 		return exec.Command("runc", append([]string{"--root", root}, args...)...)
 	}}
 	t.Cleanup(func() {
@@ -87,7 +87,7 @@ func runtimes(t *testing.T, e *harness.Env) (theirs, ours runtime) {
 			assert.Check(t, theirs.command("delete", "--force", id).Run())
 		}
 	})
-	return theirs, runtime{"runv", func(args ...string) *exec.Cmd { return e.Command(args...) }}
+	return theirs, commandLine{"runv", func(args ...string) *exec.Cmd { return e.Command(args...) }}
 }
 
 // answer is what callers see of a command.
@@ -149,7 +149,7 @@ func cmds(lines string) (steps []step) {
 // session is a conversation with both.
 type session struct {
 	t            *testing.T
-	theirs, ours runtime
+	theirs, ours commandLine
 	stale        map[string]bool // accepted differences that were not seen
 }
 
@@ -174,7 +174,7 @@ func (s *session) compare(steps []step) {
 	s.t.Helper()
 	dir := s.t.TempDir()
 	answers := make([][2]answer, len(steps))
-	for rt, r := range []runtime{s.theirs, s.ours} {
+	for rt, r := range []commandLine{s.theirs, s.ours} {
 		for i, step := range steps {
 			cmd := r.command(step.args...)
 			cmd.Dir = dir
@@ -322,7 +322,7 @@ func TestCommandLineParity(t *testing.T) {
 
 	config := t.TempDir()
 	session.compare([]step{{"run with an empty id", []string{"run", ""}}})
-	for _, rt := range []runtime{session.theirs, session.ours} {
+	for _, rt := range []commandLine{session.theirs, session.ours} {
 		dir := filepath.Join(config, rt.name)
 		assert.NilError(t, os.Mkdir(dir, 0o755))
 		for want, code := range []int{0, 1} {
@@ -367,7 +367,7 @@ func TestSignalsBeforeStart(t *testing.T) {
 		trap "echo usr1" USR1; trap "echo rtmin+3" 37; trap "echo rtmax-1" 63; trap "echo term; exit 5" TERM
 		echo ready; while :; do sleep 0.05; done`})
 	outputs := map[string]*os.File{}
-	for _, rt := range []runtime{theirs, ours} {
+	for _, rt := range []commandLine{theirs, ours} {
 		create := rt.command("create", "--bundle", bundle, "web")
 		out, err := os.Create(filepath.Join(e.Dir, rt.name+".out"))
 		assert.NilError(t, err)
@@ -405,7 +405,7 @@ func TestSignalsBeforeStart(t *testing.T) {
 		{"37", "rtmin+3", "rtmin+3"},
 		{"TERM", "sigterm", "term"},
 	} {
-		for rt, signal := range map[*runtime]string{&theirs: s.theirs, &ours: s.ours} {
+		for rt, signal := range map[*commandLine]string{&theirs: s.theirs, &ours: s.ours} {
 			r := harness.Finish(rt.command("kill", "web", signal))
 			assert.Equal(t, r.Code, 0, r.Stderr)
 		}
@@ -416,7 +416,7 @@ func TestSignalsBeforeStart(t *testing.T) {
 		assert.NilError(t, err)
 		assert.Equal(t, string(data), "ready\nusr1\nrtmin+3\nrtmax-1\nrtmin+3\nterm\n")
 	}
-	for _, rt := range []runtime{theirs, ours} {
+	for _, rt := range []commandLine{theirs, ours} {
 		r := harness.Finish(rt.command("delete", "--force", "web"))
 		assert.Equal(t, r.Code, 0, r.Stderr)
 		r = harness.Finish(rt.command("create", "--bundle", bundle, "web"))
@@ -441,7 +441,7 @@ func TestFlagsOfRunc(t *testing.T) {
 	theirs, ours := runtimes(t, e)
 	flagLine := regexp.MustCompile(`(?m)^\s+((?:-{1,2}[a-z-]+(?: value)?(?:, )?)+)`)
 	flag := regexp.MustCompile(`-{1,2}[a-z][a-z-]*`)
-	flags := func(rt runtime, args ...string) (all []string) {
+	flags := func(rt commandLine, args ...string) (all []string) {
 		out, err := rt.command(append(args, "--help")...).Output()
 		assert.NilError(t, err, "%s %v", rt.name, args)
 		for _, m := range flagLine.FindAllStringSubmatch(string(out), -1) {
@@ -478,14 +478,14 @@ func TestProcessesParity(t *testing.T) {
 	e := harness.New(t)
 	theirs, ours := runtimes(t, e)
 	bundle := e.Bundle([]string{"sleep", "1000"})
-	for _, rt := range []runtime{theirs, ours} {
+	for _, rt := range []commandLine{theirs, ours} {
 		r := harness.Finish(rt.command("run", "-d", "--bundle", bundle, "box"))
 		assert.Equal(t, r.Code, 0, r.Stderr)
 	}
 	both := func(t *testing.T, script string) {
 		t.Helper()
 		var out [2]harness.Result
-		for i, rt := range []runtime{theirs, ours} {
+		for i, rt := range []commandLine{theirs, ours} {
 			out[i] = harness.Finish(rt.command("exec", "box", "sh", "-c", script))
 		}
 		assert.Equal(t, out[1].Stdout, out[0].Stdout)
@@ -502,7 +502,7 @@ func TestProcessesParity(t *testing.T) {
 	})
 	t.Run("the terminal is the user's", func(t *testing.T) {
 		var shown [2]string
-		for i, rt := range []runtime{theirs, ours} {
+		for i, rt := range []commandLine{theirs, ours} {
 			pty, slave := openTerminal(t, 81, 25)
 			cmd := rt.command("exec", "-t", "--user", "1000:1000", "box", "sh", "-c", `stat -c "%u:%g %a" $(tty); ls -l /proc/self/fd | wc -l; set -- $(cat /proc/self/stat); echo leads $(($5 == $6)); stty size; echo done`)
 			startInTerminal(t, cmd, slave)
@@ -515,7 +515,7 @@ func TestProcessesParity(t *testing.T) {
 		t.Logf("both: %q", shown[0])
 	})
 	t.Run("exec --ignore-paused waits for the end of the pause", func(t *testing.T) {
-		for _, rt := range []runtime{theirs, ours} {
+		for _, rt := range []commandLine{theirs, ours} {
 			assert.NilError(t, rt.command("pause", "box").Run())
 			cmd := rt.command("exec", "--ignore-paused", "box", "echo", "resumed")
 			stdout, err := cmd.StdoutPipe()
@@ -537,7 +537,7 @@ func TestProcessesParity(t *testing.T) {
 		}
 	})
 	t.Run("init's end is that of all", func(t *testing.T) {
-		for _, rt := range []runtime{theirs, ours} {
+		for _, rt := range []commandLine{theirs, ours} {
 			cmd := rt.command("exec", "box", "sleep", "1000")
 			assert.NilError(t, cmd.Start())
 			harness.Eventually(t, "sleep runs", func() bool {

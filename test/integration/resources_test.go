@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -153,5 +154,49 @@ func TestResourcesOfTheHostsDevices(t *testing.T) {
 	}), "box")
 	assert.Equal(t, r.Code, 1)
 	assert.Assert(t, cmp.Contains(r.Stderr, "linux.resources.blockIO.throttleWriteBpsDevice: the guest has no device 8:0"))
+	e.CheckNothingLeft()
+}
+
+// TestUpdateLetsTheVMGrow plugs processors and memory into a running VM by limits that are more than
+// it has, and tells what it cannot have.
+func TestUpdateLetsTheVMGrow(t *testing.T) {
+	e := harness.New(t)
+	bundle := e.Bundle([]string{"sleep", "100000"}, func(s *specs.Spec) {
+		s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: new(int64(128 << 20))}
+	})
+	e.OK("run", "--detach", "--bundle", bundle, "box")
+	size := func() (cpus, mebibytes int) {
+		out := e.OK("exec", "box", "sh", "-c", "nproc; awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo")
+		_, err := fmt.Sscan(out, &cpus, &mebibytes)
+		assert.NilError(t, err, "%s", out)
+		return cpus, mebibytes
+	}
+	cpus, mebibytes := size()
+	assert.Equal(t, cpus, 1)
+	assert.Assert(t, mebibytes < 256, "%d", mebibytes)
+
+	most := runtime.NumCPU()
+	u := update(t, e, "--memory", "600M", "--memory-swap", "600M", "--cpu-quota", fmt.Sprint(100000*most), "--cpu-period", "100000", "box")
+	assert.Equal(t, u.VM.VCPUs, most)
+	assert.Assert(t, u.VM.MemoryBytes >= 728<<20, "%d", u.VM.MemoryBytes)
+	assert.Equal(t, u.InEffect["memory.max"], fmt.Sprint(600<<20))
+	assert.Equal(t, len(u.Warnings), 0, "%q", u.Warnings)
+	cpus, mebibytes = size()
+	assert.Equal(t, cpus, most)
+	assert.Assert(t, mebibytes > 600, "%d", mebibytes)
+	// A program uses what no VM of the first size has.
+	e.OK("exec", "box", "dd", "if=/dev/zero", "of=/dev/null", "bs=400M", "count=1")
+
+	u = update(t, e, "--cpu-quota", fmt.Sprint(100000*(most+1)), "box")
+	assert.Equal(t, u.VM.VCPUs, most)
+	assert.Assert(t, cmp.Len(u.Warnings, 1))
+	assert.Assert(t, cmp.Contains(u.Warnings[0], fmt.Sprintf("%d vcpus are more than the %d that the VM can have", most+1, most)))
+
+	// Less makes the container's cgroup smaller, not the VM, and the old wish is not told again.
+	u = update(t, e, "--memory", "64M", "--memory-swap", "64M", "box")
+	assert.Equal(t, u.InEffect["memory.max"], fmt.Sprint(64<<20))
+	assert.Assert(t, u.VM.MemoryBytes >= 728<<20, "%d", u.VM.MemoryBytes)
+	assert.Equal(t, len(u.Warnings), 0, "%q", u.Warnings)
+	e.OK("delete", "--force", "box")
 	e.CheckNothingLeft()
 }

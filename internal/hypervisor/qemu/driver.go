@@ -36,8 +36,9 @@ const (
 
 	startTimeout = 30 * time.Second // until QEMU has answered on QMP
 	minMemory    = 64 << 20
-	maxVCPUs     = 255 // what the q35 machine without an IOMMU takes
-	firstFD      = 3   // of exec.Cmd.ExtraFiles in the child
+	maxVCPUs     = 255       // what the q35 machine without an IOMMU takes
+	maxGrown     = 512 << 30 // bytes: what an address of 40 bits reaches, and room to align in
+	firstFD      = 3         // of exec.Cmd.ExtraFiles in the child
 )
 
 // idPattern is what Config.ID and device ids look like, as they are part of QEMU's options.
@@ -104,8 +105,8 @@ func validate(cfg hypervisor.Config) error {
 		return invalid("%d vcpus: not within 1 and %d", cfg.VCPUs, maxVCPUs)
 	case cfg.MemoryBytes < minMemory || cfg.MemoryBytes%(1<<20) != 0:
 		return invalid("memory of %d bytes: not a multiple of 1 MiB from 64 MiB", cfg.MemoryBytes)
-	case cfg.MaxVCPUs < 0 || cfg.MaxVCPUs > maxVCPUs:
-		return invalid("at most %d vcpus: not within 0 and %d", cfg.MaxVCPUs, maxVCPUs)
+	case cfg.MaxVCPUs < 0:
+		return invalid("at most %d vcpus: less than 0", cfg.MaxVCPUs)
 	case cfg.MaxMemoryBytes < 0 || cfg.MaxMemoryBytes%(1<<20) != 0:
 		return invalid("memory of at most %d bytes: not a multiple of 1 MiB", cfg.MaxMemoryBytes)
 	case len(cfg.Shares) > portCount:
@@ -177,6 +178,10 @@ func (l *launch) channel(name string) (*net.UnixConn, int, error) {
 
 // prepare acquires everything but the process.
 func (l *launch) prepare(ctx context.Context) error {
+	l.cfg.MaxVCPUs = min(l.cfg.MaxVCPUs, maxVCPUs)
+	if more := min(l.cfg.MaxMemoryBytes, maxGrown) - l.cfg.MemoryBytes; more > 0 {
+		l.cfg.MaxMemoryBytes = l.cfg.MemoryBytes + inDIMMs(more)
+	}
 	cfg, m := l.cfg, &l.machine
 	*m = Machine{
 		Name: cfg.ID, Accel: cfg.Accel, VCPUs: cfg.VCPUs, MemoryBytes: cfg.MemoryBytes, KernelArgs: cfg.KernelArgs,

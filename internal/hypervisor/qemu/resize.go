@@ -50,9 +50,8 @@ func (v *vm) growMemory(ctx context.Context, want int64) (err error) {
 	if missing <= 0 {
 		return nil
 	}
-	// Pieces are whole, also those that would just fit below the limit.
-	room := (v.limits.MemoryBytes - have.MemoryBytes) / dimmUnit * dimmUnit
-	piece := min((missing+dimmUnit-1)/dimmUnit*dimmUnit, room)
+	room := v.limits.MemoryBytes - have.MemoryBytes
+	piece := min(inDIMMs(missing), room)
 	if piece > 0 {
 		if err := v.plugMemory(ctx, piece); err != nil {
 			return fmt.Errorf("plug %d MiB of memory: %w", piece>>20, err)
@@ -64,6 +63,9 @@ func (v *vm) growMemory(ctx context.Context, want int64) (err error) {
 	}
 	return nil
 }
+
+// inDIMMs rounds up to what can be plugged, in bytes.
+func inDIMMs(n int64) int64 { return (n + dimmUnit - 1) / dimmUnit * dimmUnit }
 
 func (v *vm) plugMemory(ctx context.Context, size int64) error {
 	id := fmt.Sprintf("dimm%d", v.sized().PluggedBytes/dimmUnit) // the number of what is there already
