@@ -2,6 +2,8 @@ package storage_test
 
 import (
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -39,14 +41,15 @@ func TestIDMap(t *testing.T) {
 		t.Skip("the file system of temporary files cannot map ids: ", err)
 	}
 	assert.NilError(t, err)
-	for path, want := range map[string][2]uint32{
+	for file, want := range map[string][2]uint32{
 		"0/root": {100000, 200000}, "0/other": {3, 200008}, "0/below/file": {0, 0},
 		"1/root": {100000, 200000}, "1/other": {3, 200008}, "1/below/file": {100000, 200000},
 		"2/root": {0, 0}, "2/other": {7, 8},
 	} {
 		var st unix.Stat_t
-		assert.NilError(t, unix.Stat(served+"/c/mounts/"+path, &st))
-		assert.Equal(t, [2]uint32{st.Uid, st.Gid}, want, path)
+		number, below, _ := strings.Cut(file, "/")
+		assert.NilError(t, unix.Stat(filepath.Join(served, "c/mounts", number, filepath.Base(dir), below), &st))
+		assert.Equal(t, [2]uint32{st.Uid, st.Gid}, want, file)
 	}
 	// No process is left of those that had the namespaces.
 	pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)

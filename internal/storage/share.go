@@ -263,7 +263,11 @@ func (s *Share) add(ctx context.Context, id string, root Root, binds map[int]Bin
 		return Mapping{}, err
 	}
 	for n, b := range binds {
-		at := path.Join(id, "mounts", strconv.Itoa(n))
+		dir := path.Join(id, "mounts", strconv.Itoa(n))
+		if err := s.makePoint(c, dir, true); err != nil {
+			return Mapping{}, err
+		}
+		at := path.Join(dir, nameOf(b.Source))
 		opts := treeOptions{recursive: b.Recursive, readOnly: b.ReadOnly, readOnlyBelow: b.ReadOnly && b.Recursive, ids: b.IDMap}
 		if err := s.mount(ctx, c, at, b.Source, opts); err != nil {
 			return Mapping{}, fmt.Errorf("mounts[%d]: %w", n, err)
@@ -271,6 +275,15 @@ func (s *Share) add(ctx context.Context, id string, root Root, binds map[int]Bin
 		m.Binds[n] = path.Join(GuestDir, at)
 	}
 	return m, nil
+}
+
+// nameOf is the last part of a source's path: /proc/self/mountinfo shows it in the guest, as it does
+// under runc.
+func nameOf(source string) string {
+	if base := path.Base(source); base != "/" && base != "." && base != ".." {
+		return base
+	}
+	return "root"
 }
 
 // mount makes source visible at a path below the share. c.mu is held.

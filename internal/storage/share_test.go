@@ -206,15 +206,15 @@ func TestShareServesContainers(t *testing.T) {
 	})
 	assert.NilError(t, err)
 	assert.DeepEqual(t, m, storage.Mapping{Root: "/run/runv/share/c2/rootfs", Binds: map[int]string{
-		3: "/run/runv/share/c2/mounts/3", 7: "/run/runv/share/c2/mounts/7",
+		3: "/run/runv/share/c2/mounts/3/public", 7: "/run/runv/share/c2/mounts/7/volume",
 	}})
 	assert.DeepEqual(t, list(t, served+"/c2"), []string{
-		"mounts", "mounts/3", "mounts/7", "mounts/7/file", "rootfs", "rootfs/etc", "rootfs/etc/hostname",
+		"mounts", "mounts/3", "mounts/3/public", "mounts/7", "mounts/7/volume", "mounts/7/volume/file", "rootfs", "rootfs/etc", "rootfs/etc/hostname",
 	})
-	assert.Equal(t, read(t, served+"/c2/mounts/3"), "p")
+	assert.Equal(t, read(t, served+"/c2/mounts/3/public"), "p")
 
 	// It is coherent both ways.
-	write(t, served+"/c2/mounts/7/new", "from the guest")
+	write(t, served+"/c2/mounts/7/volume/new", "from the guest")
 	assert.Equal(t, read(t, src+"/volume/new"), "from the guest")
 	write(t, served+"/c2/rootfs/tmp/x", "x")
 	assert.Equal(t, read(t, src+"/root2/tmp/x"), "x")
@@ -253,14 +253,14 @@ func TestShareReadOnly(t *testing.T) {
 	})
 	assert.NilError(t, err)
 	for path, readOnly := range map[string]bool{
-		"rootfs/file":     true,
-		"rootfs/sub/new":  false, // as under runc
-		"mounts/0/file":   true,
-		"mounts/1/file":   true,
-		"mounts/1/sub/in": true,
-		"mounts/2/file":   false,
-		"mounts/2/sub/in": false,
-		"mounts/3":        true,
+		"rootfs/file":          true,
+		"rootfs/sub/new":       false, // as under runc
+		"mounts/0/plain/file":  true,
+		"mounts/1/deep/file":   true,
+		"mounts/1/deep/sub/in": true,
+		"mounts/2/deep/file":   false,
+		"mounts/2/deep/sub/in": false,
+		"mounts/3/file":        true,
 	} {
 		err := os.WriteFile(filepath.Join(cfg.Dir, "c", path), nil, 0o600)
 		if readOnly {
@@ -270,7 +270,7 @@ func TestShareReadOnly(t *testing.T) {
 		}
 	}
 	// Without Recursive what is mounted below is left out.
-	assert.DeepEqual(t, list(t, cfg.Dir+"/c/mounts/0"), []string{"file", "sub"})
+	assert.DeepEqual(t, list(t, cfg.Dir+"/c/mounts/0/plain"), []string{"file", "sub"})
 	// The sources are as writable as before.
 	write(t, src+"/plain/file", "still")
 	write(t, src+"/deep/sub/inner", "still")
@@ -366,7 +366,7 @@ func TestShareHostMounts(t *testing.T) {
 	_, err := s.Add(t.Context(), "c", storage.Root{Path: src + "/root"}, map[int]storage.Bind{0: {Source: src + "/root/file"}})
 	assert.NilError(t, err)
 	assert.Equal(t, read(t, served+"/c/rootfs/file"), "host")
-	assert.Equal(t, read(t, served+"/c/mounts/0"), "host")
+	assert.Equal(t, read(t, served+"/c/mounts/0/file"), "host")
 	// The host sees none of our mounts.
 	onHost(func() error {
 		assert.DeepEqual(t, mountsBelow(t, "/proc/thread-self/mountinfo", pod), []string{})

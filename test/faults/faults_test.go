@@ -109,7 +109,7 @@ func TestGuestTurnsAgainstTheHost(t *testing.T) {
 	for mode, want := range map[string][]string{
 		"panicking":           {"start VM", "console", "Attempted to kill init"},
 		"off":                 {"start VM", "powered itself off", "evilguest: I am off"},
-		"silent":              {"start VM", "agent did not answer in 5s", "console", "evilguest: I am silent"},
+		"silent":              {"start VM", "agent did not answer in 15s", "console", "evilguest: I am silent"},
 		"garbage-first":       {"start VM", "no hello"},
 		"garbage-after-hello": {"start VM", "console", "evilguest: I am garbage-after-hello"},
 		"huge-message":        {"start VM", "console", "evilguest: I am huge-message"},
@@ -118,7 +118,7 @@ func TestGuestTurnsAgainstTheHost(t *testing.T) {
 			e := harness.New(t)
 			e.Extra = []string{"--guest-dir", evilGuest(t, mode)}
 			if mode == "silent" {
-				e.Setenv = map[string]string{"RUNV_BOOT_TIMEOUT": "5s"}
+				e.Setenv = map[string]string{"RUNV_BOOT_TIMEOUT": "15s"}
 			}
 			failsToRun(t, e, want...)
 		})
