@@ -132,7 +132,7 @@ func benchRunning(t *table, runv, runc subject, n, size int) error {
 	if err := edit(runv.bundle, "sleep", "100000"); err != nil {
 		return err
 	}
-	type figures struct{ exec, out, in []float64 }
+	type figures struct{ exec, fork, out, in []float64 }
 	var got [2]figures
 	for i, s := range []subject{runv, runc} {
 		f := &got[i]
@@ -143,6 +143,11 @@ func benchRunning(t *table, runv, runc subject, n, size int) error {
 					return err
 				}
 				f.exec = append(f.exec, ms(time.Since(began)))
+				fork, err := s.fork()
+				if err != nil {
+					return err
+				}
+				f.fork = append(f.fork, fork)
 			}
 			for range n {
 				speed, err := s.output(size)
@@ -162,6 +167,7 @@ func benchRunning(t *table, runv, runc subject, n, size int) error {
 		}
 	}
 	t.add("`exec true`", "ms", got[0].exec, got[1].exec)
+	t.add("fork and execve of `true` by a shell in it", "ms", got[0].fork, got[1].fork)
 	t.add("stdout of `exec`", speedUnit, got[0].out, got[1].out)
 	t.add("stdin of `exec`", speedUnit, got[0].in, got[1].in)
 	return nil
@@ -244,6 +250,24 @@ func (s subject) with(id string, do func() error) (err error) {
 	}
 	defer func() { err = firstError(err, s.run(nil, nil, "delete", "--force", id)) }()
 	return do()
+}
+
+// fork measures what a program costs that a shell in the container starts, in milliseconds: the
+// least that an exec could take.
+func (s subject) fork() (float64, error) {
+	const rounds = 50
+	shell := func(n int) (time.Duration, error) {
+		began := time.Now()
+		loop := fmt.Sprintf("i=0; while [ $i -lt %d ]; do /bin/true; i=$((i+1)); done", n)
+		err := s.run(nil, nil, "exec", "bench", "sh", "-c", loop)
+		return time.Since(began), err
+	}
+	none, err := shell(0)
+	if err != nil {
+		return 0, err
+	}
+	all, err := shell(rounds)
+	return ms(all-none) / rounds, err
 }
 
 // output measures stdout in MB/s: from the first byte to the last.
