@@ -581,12 +581,18 @@ func TestMerge(t *testing.T) {
 	}
 	merged := bundle.Merge(nil, nil)
 	for _, step := range []struct{ update, want string }{
-		{`{"memory":{"limit":100,"swap":200},"cpu":{"quota":5000,"cpus":"0-1"},"blockIO":{"weight":10}}`,
-			`{"memory":{"limit":100,"swap":200},"cpu":{"quota":5000,"cpus":"0-1"}}`},
-		{`{"memory":{"limit":0,"reservation":7},"cpu":{"period":1000,"shares":2},"pids":{"limit":5}}`,
-			`{"memory":{"limit":100,"reservation":7,"swap":200},"cpu":{"shares":2,"quota":5000,"period":1000,"cpus":"0-1"},"pids":{"limit":5}}`},
-		{`{"memory":{"limit":-1},"cpu":{"quota":-1},"pids":{"limit":0}}`,
-			`{"memory":{"limit":-1,"reservation":7,"swap":-1},"cpu":{"shares":2,"quota":-1,"period":1000,"cpus":"0-1"},"pids":{"limit":5}}`},
+		{
+			`{"memory":{"limit":100,"swap":200},"cpu":{"quota":5000,"cpus":"0-1"},"blockIO":{"weight":10}}`,
+			`{"memory":{"limit":100,"swap":200},"cpu":{"quota":5000,"cpus":"0-1"}}`,
+		},
+		{
+			`{"memory":{"limit":0,"reservation":7},"cpu":{"period":1000,"shares":2},"pids":{"limit":5}}`,
+			`{"memory":{"limit":100,"reservation":7,"swap":200},"cpu":{"shares":2,"quota":5000,"period":1000,"cpus":"0-1"},"pids":{"limit":5}}`,
+		},
+		{
+			`{"memory":{"limit":-1},"cpu":{"quota":-1},"pids":{"limit":0}}`,
+			`{"memory":{"limit":-1,"reservation":7,"swap":-1},"cpu":{"shares":2,"quota":-1,"period":1000,"cpus":"0-1"},"pids":{"limit":5}}`,
+		},
 	} {
 		before, was := merged, string(encode(t, merged))
 		merged = bundle.Merge(before, parse(step.update))

@@ -38,16 +38,22 @@ func TestTranslate(t *testing.T) {
 			CPU:    &c{Shares: new(uint64(0)), Quota: new(int64(0)), Period: new(uint64(0))},
 			Pids:   &specs.LinuxPids{Limit: new(int64(0))}, BlockIO: &specs.LinuxBlockIO{Weight: new(uint16(0))},
 		}, ""},
-		{"memory", memory(m{Limit: new(int64(100)), Swap: new(int64(150)), Reservation: new(int64(50))}),
-			"memory.swap.max 50\nmemory.max 100\nmemory.low 50"},
+		{
+			"memory", memory(m{Limit: new(int64(100)), Swap: new(int64(150)), Reservation: new(int64(50))}),
+			"memory.swap.max 50\nmemory.max 100\nmemory.low 50",
+		},
 		{"no swap", memory(m{Limit: new(int64(100)), Swap: new(int64(100))}), "memory.swap.max 0\nmemory.max 100"},
 		{"unlimited", memory(m{Limit: new(int64(-1))}), "memory.swap.max max\nmemory.max max"},
-		{"all unlimited", memory(m{Limit: new(int64(-1)), Swap: new(int64(-1)), Reservation: new(int64(-1))}),
-			"memory.swap.max max\nmemory.max max\nmemory.low max"},
+		{
+			"all unlimited", memory(m{Limit: new(int64(-1)), Swap: new(int64(-1)), Reservation: new(int64(-1))}),
+			"memory.swap.max max\nmemory.max max\nmemory.low max",
+		},
 		{"swap of unlimited memory", memory(m{Limit: new(int64(-1)), Swap: new(int64(7))}), "memory.swap.max 7\nmemory.max max"},
 		{"not of v2", memory(m{Kernel: new(int64(1)), KernelTCP: new(int64(1)), Swappiness: new(uint64(1)), DisableOOMKiller: new(true)}), ""}, //nolint:staticcheck // deprecated
-		{"cpu", cpu(c{Shares: new(uint64(1024)), Quota: new(int64(50000)), Period: new(uint64(20000)), Cpus: "0-1", Mems: "0"}),
-			"cpu.weight 100\ncpu.max 50000 20000\ncpuset.cpus 0-1\ncpuset.mems 0"},
+		{
+			"cpu", cpu(c{Shares: new(uint64(1024)), Quota: new(int64(50000)), Period: new(uint64(20000)), Cpus: "0-1", Mems: "0"}),
+			"cpu.weight 100\ncpu.max 50000 20000\ncpuset.cpus 0-1\ncpuset.mems 0",
+		},
 		{"quota only", cpu(c{Quota: new(int64(50000))}), "cpu.max 50000 100000"},
 		{"no quota", cpu(c{Quota: new(int64(-1))}), "cpu.max max 100000"},
 		{"period only", cpu(c{Period: new(uint64(1000))}), "cpu.max max 1000"},
@@ -68,8 +74,10 @@ io.max 254:1 rbps=1
 io.max 254:1 wbps=2
 io.max 254:1 riops=3
 io.max 254:1 wiops=max`},
-		{"huge pages", &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}},
-			"hugetlb.2MB.max 4194304\nhugetlb.2MB.rsvd.max 4194304"},
+		{
+			"huge pages", &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}},
+			"hugetlb.2MB.max 4194304\nhugetlb.2MB.rsvd.max 4194304",
+		},
 		{"rdma", &specs.LinuxResources{Rdma: map[string]specs.LinuxRdma{
 			"mlx5_1": {HcaHandles: new(uint32(3)), HcaObjects: new(uint32(4))}, "mlx5_0": {HcaObjects: new(uint32(0))}, "none": {},
 		}}, "rdma.max mlx5_0 hca_object=0\nrdma.max mlx5_1 hca_handle=3 hca_object=4"},

@@ -389,7 +389,7 @@ func devices(p *printer) {
 }
 
 func places(p *printer) {
-	for _, path := range strings.Fields(`/ /bin /etc /proc /sys /sys/fs/cgroup /dev /dev/shm /dev/pts /dev/mqueue /tmp /root
+	for path := range strings.FieldsSeq(`/ /bin /etc /proc /sys /sys/fs/cgroup /dev /dev/shm /dev/pts /dev/mqueue /tmp /root
 		/etc/passwd /run /mnt /data /data/file /data/new /volume /one`) {
 		p.line("%s %s", path, describe(path))
 	}
