@@ -30,6 +30,9 @@ type Field struct {
 	granted string
 }
 
+// OtherPlatform tells whether the field has a meaning on other platforms than Linux only.
+func (f Field) OtherPlatform() bool { return f.Note == otherPlatform }
+
 // Fields lists every field that the runtime-spec has for a container's
 // configuration. A path stands for all below it that is not listed itself.
 func Fields() []Field { return append([]Field(nil), fields...) }

@@ -116,6 +116,7 @@ lines that only one of them prints, for a reason that the next table lists. A di
 		}
 		fmt.Fprintf(&b, "| %s | %s |\n", cell(reason), text)
 	}
+	b.WriteString("\n### Fields of config.json that runv does not honour\n\n" + fieldTable())
 	var passed [2]int
 	for _, r := range results.programs {
 		for i := range passed {
@@ -139,6 +140,7 @@ runc passes %d, runv %d. A program passes when it ends with 0 and reports no fai
 	}
 	assert.NilError(t, os.MkdirAll(filepath.Dir(*writeDoc), 0o755))
 	assert.NilError(t, os.WriteFile(*writeDoc, []byte(b.String()), 0o644))
+	writeReadme(t)
 }
 
 func programRow(name string, p program) string {
@@ -222,7 +224,10 @@ func checkDocument(t *testing.T) {
 		}
 		assert.Check(t, strings.Contains(doc, "\n"+programRow(name, expected)+"\n"), "%s: no %s", hint, programRow(name, expected))
 	}
-	rows := strings.Count(doc, "\n| ") - strings.Count(doc, "\n| reason |") - strings.Count(doc, "\n| case |") - strings.Count(doc, "\n| program |") - strings.Count(doc, "\n| |")
-	want := 3 + len(reasonsInOrder()) + len(differentials) + len(programNames(t))
+	assert.Check(t, strings.Contains(doc, "\n\n"+fieldTable()+"\n"), "%s: its table of fields is another", hint)
+	_, table, _ := readme(t)
+	assert.Check(t, table == fieldTable(), "README.md: its table of fields is not that of runv: run make conformance")
+	rows := strings.Count(doc, "\n| ") - strings.Count(doc, "\n| reason |") - strings.Count(doc, "\n| case |") - strings.Count(doc, "\n| program |") - strings.Count(doc, "\n| |") - strings.Count(doc, "\n| field |")
+	want := 3 + strings.Count(fieldTable(), "\n") - 2 + len(reasonsInOrder()) + len(differentials) + len(programNames(t))
 	assert.Check(t, rows == want, "%s: it has %d rows of tables, not %d", hint, rows, want)
 }

@@ -119,6 +119,20 @@ func below(dir string) []string {
 	return all
 }
 
+// RemoveCgroups removes cgroups of a name, below this process's and below the roots, with all that is
+// in them: other programs leave them to whoever has called them.
+func RemoveCgroups(name string) error {
+	roots, err := filepath.Glob(filepath.Join(cgroupRoot, "*"))
+	errs := []error{err}
+	for _, base := range append(append(roots, cgroupRoot), ownCgroups...) {
+		top := filepath.Join(base, name)
+		for _, dir := range append(below(top), top) {
+			errs = append(errs, removeEmpty(dir))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // leftCgroups lists the cgroups of containers that are there.
 func leftCgroups() string {
 	var b strings.Builder

@@ -155,6 +155,23 @@ func (e *Env) left() string {
 // describes the living ones that runv has started.
 func children() string {
 	var b strings.Builder
+	reap(func(name string) bool {
+		return strings.HasPrefix(name, "runv") || strings.HasPrefix(name, "qemu") || strings.HasPrefix(name, "virtiofsd")
+	}, func(pid int, name string) {
+		cmdline, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+		fmt.Fprintf(&b, "process %d %s: %.200s\n", pid, name, bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '}))
+	})
+	return b.String()
+}
+
+// ReapOrphans reaps the dead processes of a name that this process has inherited. A container of runc's
+// does not end before those of its processes that somebody else must wait for are gone.
+func ReapOrphans(name string) {
+	reap(func(n string) bool { return n == name }, func(int, string) {})
+}
+
+// reap reaps this process's dead children with certain names, and tells of the living ones.
+func reap(which func(name string) bool, living func(pid int, name string)) {
 	tasks, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, task := range tasks {
 		data, _ := os.ReadFile(task)
@@ -162,18 +179,15 @@ func children() string {
 			pid, _ := strconv.Atoi(field)
 			comm, _ := os.ReadFile(filepath.Join("/proc", field, "comm"))
 			name := strings.TrimSpace(string(comm))
-			if !strings.HasPrefix(name, "runv") && !strings.HasPrefix(name, "qemu") && !strings.HasPrefix(name, "virtiofsd") {
+			if !which(name) {
 				continue
 			}
 			var status syscall.WaitStatus
-			if got, _ := syscall.Wait4(pid, &status, syscall.WNOHANG, nil); got == pid {
-				continue
+			if got, _ := syscall.Wait4(pid, &status, syscall.WNOHANG, nil); got != pid {
+				living(pid, name)
 			}
-			cmdline, _ := os.ReadFile(filepath.Join("/proc", field, "cmdline"))
-			fmt.Fprintf(&b, "process %d %s: %.200s\n", pid, name, bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '}))
 		}
 	}
-	return b.String()
 }
 
 func awaitNoChildren(limit time.Duration) string {
