@@ -43,10 +43,43 @@ func (m *IDMap) apply(tree int) error {
 
 // userNS makes a user namespace with the mappings. There is no way but to start a process in it: this
 // program, which is stopped before its first instruction and then killed.
-func (m *IDMap) userNS() (_ *os.File, err error) {
-	// Who traces the process is a thread, and the process shall die with it.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+func (m *IDMap) userNS() (*os.File, error) {
+	type result struct {
+		ns  *os.File
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		// Who traces the process is a thread, and the process shall die with it. Never unlocked: the
+		// thread ends with the goroutine, for it has another root then.
+		runtime.LockOSThread()
+		err := leaveChroot()
+		if err != nil {
+			done <- result{nil, err}
+			return
+		}
+		ns, err := m.forkUserNS()
+		done <- result{ns, err}
+	}()
+	r := <-done
+	return r.ns, r.err
+}
+
+// leaveChroot makes the root of the mount namespace this thread's: in a chroot the kernel makes no
+// user namespaces (user_namespaces(7), EPERM).
+func leaveChroot() error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return err
+	}
+	fd, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Setns(fd, unix.CLONE_NEWNS)
+}
+
+func (m *IDMap) forkUserNS() (*os.File, error) {
 	pid, err := syscall.ForkExec("/proc/self/exe", []string{"idmap"}, &syscall.ProcAttr{
 		Sys: &syscall.SysProcAttr{
 			Cloneflags:  syscall.CLONE_NEWUSER,
