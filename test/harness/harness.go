@@ -38,6 +38,10 @@ func Main(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "these tests boot VMs and make mounts: run them as root")
 		os.Exit(1)
 	}
+	if err := leaveChroot(); err != nil {
+		fmt.Fprintln(os.Stderr, "leave the chroot:", err)
+		os.Exit(1)
+	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, "become subreaper:", err)
 		os.Exit(1)
