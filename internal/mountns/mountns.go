@@ -152,11 +152,23 @@ func Do(host *Host, f func() error) error {
 	if host == nil {
 		return f()
 	}
+	return OnThread(func() error { return inside(host, f) })
+}
+
+// OnThread runs f on a thread that ends with it, so that f may change what belongs to a thread, such
+// as its namespaces and its root. It is never the process's first thread, which cannot end, and which
+// is what /proc/PID shows to others.
+func OnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread ends with the goroutine, its namespace with it.
 		runtime.LockOSThread()
-		done <- inside(host, f)
+		if unix.Gettid() == unix.Getpid() {
+			done <- OnThread(f) // elsewhere, for this thread is taken
+			runtime.UnlockOSThread()
+			return
+		}
+		// Never unlocked: the thread ends with the goroutine.
+		done <- f()
 	}()
 	return <-done
 }

@@ -536,6 +536,8 @@ func TestPause(t *testing.T) {
 	w := newWorld(t)
 	_, err := w.create("a", 1)
 	assert.NilError(t, err)
+	_, err = w.create("b", 5) // the pod outlives a
+	assert.NilError(t, err)
 	assert.NilError(t, w.pod.Pause(t.Context(), "a"))
 	assert.ErrorContains(t, w.pod.Pause(t.Context(), "a"), "container not running")
 	assert.Error(t, w.pod.Start(t.Context(), "a"), "start a: cannot start a container in the paused state")

@@ -4,11 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"syscall"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"runv/internal/mountns"
 )
 
 // IDMap maps the owners of a mount's files.
@@ -43,26 +44,16 @@ func (m *IDMap) apply(tree int) error {
 
 // userNS makes a user namespace with the mappings. There is no way but to start a process in it: this
 // program, which is stopped before its first instruction and then killed.
-func (m *IDMap) userNS() (*os.File, error) {
-	type result struct {
-		ns  *os.File
-		err error
-	}
-	done := make(chan result)
-	go func() {
-		// Who traces the process is a thread, and the process shall die with it. Never unlocked: the
-		// thread ends with the goroutine, for it has another root then.
-		runtime.LockOSThread()
-		err := leaveChroot()
-		if err != nil {
-			done <- result{nil, err}
-			return
+func (m *IDMap) userNS() (ns *os.File, err error) {
+	// Who traces the process is a thread, which has another root then.
+	err = mountns.OnThread(func() error {
+		if err := leaveChroot(); err != nil {
+			return err
 		}
-		ns, err := m.forkUserNS()
-		done <- result{ns, err}
-	}()
-	r := <-done
-	return r.ns, r.err
+		ns, err = m.forkUserNS()
+		return err
+	})
+	return ns, err
 }
 
 // leaveChroot makes the root of the mount namespace this thread's: in a chroot the kernel makes no

@@ -3,9 +3,10 @@ package harness
 import (
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"runv/internal/mountns"
 )
 
 // ownRoot tells a test process, executed again by leaveChroot, that its root is its namespace's.
@@ -22,13 +23,7 @@ func leaveChroot() error {
 	if err != nil {
 		return err
 	}
-	done := make(chan error)
-	go func() {
-		// Until execve makes the thread the process, or it ends with the goroutine.
-		runtime.LockOSThread()
-		done <- pivot(wd)
-	}()
-	return <-done
+	return mountns.OnThread(func() error { return pivot(wd) })
 }
 
 // pivot returns when this process is in no chroot, or with an error.
