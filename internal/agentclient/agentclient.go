@@ -36,6 +36,7 @@ type Client struct {
 	Guest      agentv1.GuestClient
 	Containers agentv1.ContainersService
 	Processes  agentv1.ProcessesService
+	Networks   agentv1.NetworksService
 }
 
 // Connect shakes hands with the agent at the other end of conn, which may have to
@@ -52,6 +53,7 @@ func Connect(ctx context.Context, conn net.Conn) (*Client, error) {
 		Guest:      agentv1.NewGuestClient(rpc),
 		Containers: agentv1.NewContainersClient(rpc),
 		Processes:  agentv1.NewProcessesClient(rpc),
+		Networks:   agentv1.NewNetworksClient(rpc),
 	}, nil
 }
 

@@ -834,7 +834,9 @@ type CreateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The OCI runtime-spec configuration as JSON, at most 3 MiB. Paths of bind
-	// mount sources and of the root are guest paths below the share.
+	// mount sources and of the root are guest paths below the share. The path of a
+	// namespace is "container:" and the id of the container whose it is, or "network:" and the id of
+	// a network.
 	Spec  []byte `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	Stdio *Stdio `protobuf:"bytes,3,opt,name=stdio,proto3" json:"stdio,omitempty"`
 	// The bundle's path on the host. Text for the state that hooks get: no path of the guest.
@@ -2139,6 +2141,870 @@ func (*ResizeResponse) Descriptor() ([]byte, []int) {
 	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
+type ApplyNetworkRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Id         string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                 // [a-z0-9-], at most 32 bytes
+	Interfaces []*Interface           `protobuf:"bytes,2,rep,name=interfaces,proto3" json:"interfaces,omitempty"` // at most 128; without lo, it is as after "ip link set lo up"
+	Routes     []*Route               `protobuf:"bytes,3,rep,name=routes,proto3" json:"routes,omitempty"`         // at most 4096, in the order in which they can be added
+	Neighbours []*Neighbour           `protobuf:"bytes,4,rep,name=neighbours,proto3" json:"neighbours,omitempty"` // at most 4096
+	Rules      []*Rule                `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`           // at most 1024; the kernel's own three of each family are left as they are
+	// Kernel parameters of the network namespace, such as "net.ipv4.ip_forward", at most 1024.
+	Sysctls       map[string]string `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyNetworkRequest) Reset() {
+	*x = ApplyNetworkRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyNetworkRequest) ProtoMessage() {}
+
+func (x *ApplyNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyNetworkRequest.ProtoReflect.Descriptor instead.
+func (*ApplyNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ApplyNetworkRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ApplyNetworkRequest) GetInterfaces() []*Interface {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+func (x *ApplyNetworkRequest) GetRoutes() []*Route {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *ApplyNetworkRequest) GetNeighbours() []*Neighbour {
+	if x != nil {
+		return x.Neighbours
+	}
+	return nil
+}
+
+func (x *ApplyNetworkRequest) GetRules() []*Rule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *ApplyNetworkRequest) GetSysctls() map[string]string {
+	if x != nil {
+		return x.Sysctls
+	}
+	return nil
+}
+
+type ApplyNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Problems      []string               `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"` // one line each: what could not be applied, and why
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyNetworkResponse) Reset() {
+	*x = ApplyNetworkResponse{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyNetworkResponse) ProtoMessage() {}
+
+func (x *ApplyNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyNetworkResponse.ProtoReflect.Descriptor instead.
+func (*ApplyNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ApplyNetworkResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+type RemoveNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNetworkRequest) Reset() {
+	*x = RemoveNetworkRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNetworkRequest) ProtoMessage() {}
+
+func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNetworkRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *RemoveNetworkRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RemoveNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNetworkResponse) Reset() {
+	*x = RemoveNetworkResponse{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNetworkResponse) ProtoMessage() {}
+
+func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNetworkResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+}
+
+// Interface is one network device.
+type Interface struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The address that the VM's device was plugged with, by which the guest finds it; unique in the
+	// VM. Empty for lo, which is listed only when it has addresses of its own.
+	DeviceMac     []byte     `protobuf:"bytes,1,opt,name=device_mac,json=deviceMac,proto3" json:"device_mac,omitempty"`
+	Name          string     `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // at most 15 bytes; two may swap theirs from one Apply to the next
+	Mac           []byte     `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`   // that it shall have; several interfaces may have the same
+	Mtu           uint32     `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Up            bool       `protobuf:"varint,5,opt,name=up,proto3" json:"up,omitempty"`
+	Addresses     []*Address `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"` // at most 1024
+	Arp           bool       `protobuf:"varint,7,opt,name=arp,proto3" json:"arp,omitempty"`            // not IFF_NOARP
+	Allmulti      bool       `protobuf:"varint,8,opt,name=allmulti,proto3" json:"allmulti,omitempty"`
+	Promisc       bool       `protobuf:"varint,9,opt,name=promisc,proto3" json:"promisc,omitempty"`
+	TxQueueLength uint32     `protobuf:"varint,10,opt,name=tx_queue_length,json=txQueueLength,proto3" json:"tx_queue_length,omitempty"` // 0: leave
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Interface) Reset() {
+	*x = Interface{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Interface) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Interface) ProtoMessage() {}
+
+func (x *Interface) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Interface.ProtoReflect.Descriptor instead.
+func (*Interface) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *Interface) GetDeviceMac() []byte {
+	if x != nil {
+		return x.DeviceMac
+	}
+	return nil
+}
+
+func (x *Interface) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Interface) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *Interface) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Interface) GetUp() bool {
+	if x != nil {
+		return x.Up
+	}
+	return false
+}
+
+func (x *Interface) GetAddresses() []*Address {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Interface) GetArp() bool {
+	if x != nil {
+		return x.Arp
+	}
+	return false
+}
+
+func (x *Interface) GetAllmulti() bool {
+	if x != nil {
+		return x.Allmulti
+	}
+	return false
+}
+
+func (x *Interface) GetPromisc() bool {
+	if x != nil {
+		return x.Promisc
+	}
+	return false
+}
+
+func (x *Interface) GetTxQueueLength() uint32 {
+	if x != nil {
+		return x.TxQueueLength
+	}
+	return 0
+}
+
+// Address is an address of an interface.
+type Address struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ip            []byte                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"` // 4 or 16 bytes
+	PrefixLength  uint32                 `protobuf:"varint,2,opt,name=prefix_length,json=prefixLength,proto3" json:"prefix_length,omitempty"`
+	Peer          []byte                 `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`           // of a point-to-point link; empty: none
+	Broadcast     []byte                 `protobuf:"bytes,4,opt,name=broadcast,proto3" json:"broadcast,omitempty"` // empty: none
+	Scope         uint32                 `protobuf:"varint,5,opt,name=scope,proto3" json:"scope,omitempty"`        // RT_SCOPE_*
+	Flags         uint32                 `protobuf:"varint,6,opt,name=flags,proto3" json:"flags,omitempty"`        // IFA_F_*, as far as they can be set
+	Label         string                 `protobuf:"bytes,7,opt,name=label,proto3" json:"label,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Address) Reset() {
+	*x = Address{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Address) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Address) ProtoMessage() {}
+
+func (x *Address) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Address.ProtoReflect.Descriptor instead.
+func (*Address) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Address) GetIp() []byte {
+	if x != nil {
+		return x.Ip
+	}
+	return nil
+}
+
+func (x *Address) GetPrefixLength() uint32 {
+	if x != nil {
+		return x.PrefixLength
+	}
+	return 0
+}
+
+func (x *Address) GetPeer() []byte {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *Address) GetBroadcast() []byte {
+	if x != nil {
+		return x.Broadcast
+	}
+	return nil
+}
+
+func (x *Address) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+func (x *Address) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *Address) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+// Route is a route that is not the kernel's own.
+type Route struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Family        uint32                 `protobuf:"varint,1,opt,name=family,proto3" json:"family,omitempty"`          // AF_INET, AF_INET6
+	Destination   []byte                 `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"` // empty: all
+	PrefixLength  uint32                 `protobuf:"varint,3,opt,name=prefix_length,json=prefixLength,proto3" json:"prefix_length,omitempty"`
+	Source        []byte                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`                     // preferred source address; empty: none
+	NextHops      []*NextHop             `protobuf:"bytes,5,rep,name=next_hops,json=nextHops,proto3" json:"next_hops,omitempty"` // none for a route of a type that has none, such as blackhole
+	Table         uint32                 `protobuf:"varint,6,opt,name=table,proto3" json:"table,omitempty"`
+	Priority      uint32                 `protobuf:"varint,7,opt,name=priority,proto3" json:"priority,omitempty"` // metric
+	Scope         uint32                 `protobuf:"varint,8,opt,name=scope,proto3" json:"scope,omitempty"`
+	Type          uint32                 `protobuf:"varint,9,opt,name=type,proto3" json:"type,omitempty"`          // RTN_*
+	Protocol      uint32                 `protobuf:"varint,10,opt,name=protocol,proto3" json:"protocol,omitempty"` // RTPROT_*
+	Tos           uint32                 `protobuf:"varint,11,opt,name=tos,proto3" json:"tos,omitempty"`
+	Mtu           uint32                 `protobuf:"varint,12,opt,name=mtu,proto3" json:"mtu,omitempty"`       // 0: none
+	Advmss        uint32                 `protobuf:"varint,13,opt,name=advmss,proto3" json:"advmss,omitempty"` // 0: none
+	Window        uint32                 `protobuf:"varint,14,opt,name=window,proto3" json:"window,omitempty"` // 0: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Route) Reset() {
+	*x = Route{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Route) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Route) ProtoMessage() {}
+
+func (x *Route) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Route.ProtoReflect.Descriptor instead.
+func (*Route) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *Route) GetFamily() uint32 {
+	if x != nil {
+		return x.Family
+	}
+	return 0
+}
+
+func (x *Route) GetDestination() []byte {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
+func (x *Route) GetPrefixLength() uint32 {
+	if x != nil {
+		return x.PrefixLength
+	}
+	return 0
+}
+
+func (x *Route) GetSource() []byte {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *Route) GetNextHops() []*NextHop {
+	if x != nil {
+		return x.NextHops
+	}
+	return nil
+}
+
+func (x *Route) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *Route) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Route) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+func (x *Route) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *Route) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *Route) GetTos() uint32 {
+	if x != nil {
+		return x.Tos
+	}
+	return 0
+}
+
+func (x *Route) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Route) GetAdvmss() uint32 {
+	if x != nil {
+		return x.Advmss
+	}
+	return 0
+}
+
+func (x *Route) GetWindow() uint32 {
+	if x != nil {
+		return x.Window
+	}
+	return 0
+}
+
+type NextHop struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gateway       []byte                 `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"`     // 4 or 16 bytes, of either family; empty: none
+	Interface     string                 `protobuf:"bytes,2,opt,name=interface,proto3" json:"interface,omitempty"` // empty: none
+	Flags         uint32                 `protobuf:"varint,3,opt,name=flags,proto3" json:"flags,omitempty"`        // RTNH_F_ONLINK
+	Weight        uint32                 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`      // from 1
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NextHop) Reset() {
+	*x = NextHop{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NextHop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NextHop) ProtoMessage() {}
+
+func (x *NextHop) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
+func (*NextHop) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *NextHop) GetGateway() []byte {
+	if x != nil {
+		return x.Gateway
+	}
+	return nil
+}
+
+func (x *NextHop) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *NextHop) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *NextHop) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+// Neighbour is an entry that does not expire, or a proxy entry.
+type Neighbour struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Interface     string                 `protobuf:"bytes,1,opt,name=interface,proto3" json:"interface,omitempty"`
+	Ip            []byte                 `protobuf:"bytes,2,opt,name=ip,proto3" json:"ip,omitempty"`
+	Mac           []byte                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`
+	State         uint32                 `protobuf:"varint,4,opt,name=state,proto3" json:"state,omitempty"` // NUD_*
+	Flags         uint32                 `protobuf:"varint,5,opt,name=flags,proto3" json:"flags,omitempty"` // NTF_*
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Neighbour) Reset() {
+	*x = Neighbour{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Neighbour) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Neighbour) ProtoMessage() {}
+
+func (x *Neighbour) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
+func (*Neighbour) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *Neighbour) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *Neighbour) GetIp() []byte {
+	if x != nil {
+		return x.Ip
+	}
+	return nil
+}
+
+func (x *Neighbour) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *Neighbour) GetState() uint32 {
+	if x != nil {
+		return x.State
+	}
+	return 0
+}
+
+func (x *Neighbour) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+// Rule is a rule of policy routing.
+type Rule struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Family            uint32                 `protobuf:"varint,1,opt,name=family,proto3" json:"family,omitempty"`
+	Priority          uint32                 `protobuf:"varint,2,opt,name=priority,proto3" json:"priority,omitempty"`
+	Source            []byte                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	SourceLength      uint32                 `protobuf:"varint,4,opt,name=source_length,json=sourceLength,proto3" json:"source_length,omitempty"`
+	Destination       []byte                 `protobuf:"bytes,5,opt,name=destination,proto3" json:"destination,omitempty"`
+	DestinationLength uint32                 `protobuf:"varint,6,opt,name=destination_length,json=destinationLength,proto3" json:"destination_length,omitempty"`
+	InputInterface    string                 `protobuf:"bytes,7,opt,name=input_interface,json=inputInterface,proto3" json:"input_interface,omitempty"`
+	OutputInterface   string                 `protobuf:"bytes,8,opt,name=output_interface,json=outputInterface,proto3" json:"output_interface,omitempty"`
+	Mark              uint32                 `protobuf:"varint,9,opt,name=mark,proto3" json:"mark,omitempty"`
+	Mask              uint32                 `protobuf:"varint,10,opt,name=mask,proto3" json:"mask,omitempty"`
+	Table             uint32                 `protobuf:"varint,11,opt,name=table,proto3" json:"table,omitempty"`
+	Action            uint32                 `protobuf:"varint,12,opt,name=action,proto3" json:"action,omitempty"` // FR_ACT_*
+	Invert            bool                   `protobuf:"varint,13,opt,name=invert,proto3" json:"invert,omitempty"`
+	Tos               uint32                 `protobuf:"varint,14,opt,name=tos,proto3" json:"tos,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Rule) Reset() {
+	*x = Rule{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rule) ProtoMessage() {}
+
+func (x *Rule) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rule.ProtoReflect.Descriptor instead.
+func (*Rule) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *Rule) GetFamily() uint32 {
+	if x != nil {
+		return x.Family
+	}
+	return 0
+}
+
+func (x *Rule) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Rule) GetSource() []byte {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *Rule) GetSourceLength() uint32 {
+	if x != nil {
+		return x.SourceLength
+	}
+	return 0
+}
+
+func (x *Rule) GetDestination() []byte {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
+func (x *Rule) GetDestinationLength() uint32 {
+	if x != nil {
+		return x.DestinationLength
+	}
+	return 0
+}
+
+func (x *Rule) GetInputInterface() string {
+	if x != nil {
+		return x.InputInterface
+	}
+	return ""
+}
+
+func (x *Rule) GetOutputInterface() string {
+	if x != nil {
+		return x.OutputInterface
+	}
+	return ""
+}
+
+func (x *Rule) GetMark() uint32 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
+}
+
+func (x *Rule) GetMask() uint32 {
+	if x != nil {
+		return x.Mask
+	}
+	return 0
+}
+
+func (x *Rule) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *Rule) GetAction() uint32 {
+	if x != nil {
+		return x.Action
+	}
+	return 0
+}
+
+func (x *Rule) GetInvert() bool {
+	if x != nil {
+		return x.Invert
+	}
+	return false
+}
+
+func (x *Rule) GetTos() uint32 {
+	if x != nil {
+		return x.Tos
+	}
+	return 0
+}
+
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_api_agent_v1_agent_proto_rawDesc = "" +
@@ -2279,7 +3145,90 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x14\n" +
 	"\x05width\x18\x03 \x01(\rR\x05width\x12\x16\n" +
 	"\x06height\x18\x04 \x01(\rR\x06height\"\x10\n" +
-	"\x0eResizeResponse2\xec\x02\n" +
+	"\x0eResizeResponse\"\xf9\x02\n" +
+	"\x13ApplyNetworkRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x128\n" +
+	"\n" +
+	"interfaces\x18\x02 \x03(\v2\x18.runv.agent.v1.InterfaceR\n" +
+	"interfaces\x12,\n" +
+	"\x06routes\x18\x03 \x03(\v2\x14.runv.agent.v1.RouteR\x06routes\x128\n" +
+	"\n" +
+	"neighbours\x18\x04 \x03(\v2\x18.runv.agent.v1.NeighbourR\n" +
+	"neighbours\x12)\n" +
+	"\x05rules\x18\x05 \x03(\v2\x13.runv.agent.v1.RuleR\x05rules\x12I\n" +
+	"\asysctls\x18\x06 \x03(\v2/.runv.agent.v1.ApplyNetworkRequest.SysctlsEntryR\asysctls\x1a:\n" +
+	"\fSysctlsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"2\n" +
+	"\x14ApplyNetworkResponse\x12\x1a\n" +
+	"\bproblems\x18\x01 \x03(\tR\bproblems\"&\n" +
+	"\x14RemoveNetworkRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x17\n" +
+	"\x15RemoveNetworkResponse\"\x98\x02\n" +
+	"\tInterface\x12\x1d\n" +
+	"\n" +
+	"device_mac\x18\x01 \x01(\fR\tdeviceMac\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\fR\x03mac\x12\x10\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\x12\x0e\n" +
+	"\x02up\x18\x05 \x01(\bR\x02up\x124\n" +
+	"\taddresses\x18\x06 \x03(\v2\x16.runv.agent.v1.AddressR\taddresses\x12\x10\n" +
+	"\x03arp\x18\a \x01(\bR\x03arp\x12\x1a\n" +
+	"\ballmulti\x18\b \x01(\bR\ballmulti\x12\x18\n" +
+	"\apromisc\x18\t \x01(\bR\apromisc\x12&\n" +
+	"\x0ftx_queue_length\x18\n" +
+	" \x01(\rR\rtxQueueLength\"\xb2\x01\n" +
+	"\aAddress\x12\x0e\n" +
+	"\x02ip\x18\x01 \x01(\fR\x02ip\x12#\n" +
+	"\rprefix_length\x18\x02 \x01(\rR\fprefixLength\x12\x12\n" +
+	"\x04peer\x18\x03 \x01(\fR\x04peer\x12\x1c\n" +
+	"\tbroadcast\x18\x04 \x01(\fR\tbroadcast\x12\x14\n" +
+	"\x05scope\x18\x05 \x01(\rR\x05scope\x12\x14\n" +
+	"\x05flags\x18\x06 \x01(\rR\x05flags\x12\x14\n" +
+	"\x05label\x18\a \x01(\tR\x05label\"\xff\x02\n" +
+	"\x05Route\x12\x16\n" +
+	"\x06family\x18\x01 \x01(\rR\x06family\x12 \n" +
+	"\vdestination\x18\x02 \x01(\fR\vdestination\x12#\n" +
+	"\rprefix_length\x18\x03 \x01(\rR\fprefixLength\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\fR\x06source\x123\n" +
+	"\tnext_hops\x18\x05 \x03(\v2\x16.runv.agent.v1.NextHopR\bnextHops\x12\x14\n" +
+	"\x05table\x18\x06 \x01(\rR\x05table\x12\x1a\n" +
+	"\bpriority\x18\a \x01(\rR\bpriority\x12\x14\n" +
+	"\x05scope\x18\b \x01(\rR\x05scope\x12\x12\n" +
+	"\x04type\x18\t \x01(\rR\x04type\x12\x1a\n" +
+	"\bprotocol\x18\n" +
+	" \x01(\rR\bprotocol\x12\x10\n" +
+	"\x03tos\x18\v \x01(\rR\x03tos\x12\x10\n" +
+	"\x03mtu\x18\f \x01(\rR\x03mtu\x12\x16\n" +
+	"\x06advmss\x18\r \x01(\rR\x06advmss\x12\x16\n" +
+	"\x06window\x18\x0e \x01(\rR\x06window\"o\n" +
+	"\aNextHop\x12\x18\n" +
+	"\agateway\x18\x01 \x01(\fR\agateway\x12\x1c\n" +
+	"\tinterface\x18\x02 \x01(\tR\tinterface\x12\x14\n" +
+	"\x05flags\x18\x03 \x01(\rR\x05flags\x12\x16\n" +
+	"\x06weight\x18\x04 \x01(\rR\x06weight\"w\n" +
+	"\tNeighbour\x12\x1c\n" +
+	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x0e\n" +
+	"\x02ip\x18\x02 \x01(\fR\x02ip\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\fR\x03mac\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\rR\x05state\x12\x14\n" +
+	"\x05flags\x18\x05 \x01(\rR\x05flags\"\x9c\x03\n" +
+	"\x04Rule\x12\x16\n" +
+	"\x06family\x18\x01 \x01(\rR\x06family\x12\x1a\n" +
+	"\bpriority\x18\x02 \x01(\rR\bpriority\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\fR\x06source\x12#\n" +
+	"\rsource_length\x18\x04 \x01(\rR\fsourceLength\x12 \n" +
+	"\vdestination\x18\x05 \x01(\fR\vdestination\x12-\n" +
+	"\x12destination_length\x18\x06 \x01(\rR\x11destinationLength\x12'\n" +
+	"\x0finput_interface\x18\a \x01(\tR\x0einputInterface\x12)\n" +
+	"\x10output_interface\x18\b \x01(\tR\x0foutputInterface\x12\x12\n" +
+	"\x04mark\x18\t \x01(\rR\x04mark\x12\x12\n" +
+	"\x04mask\x18\n" +
+	" \x01(\rR\x04mask\x12\x14\n" +
+	"\x05table\x18\v \x01(\rR\x05table\x12\x16\n" +
+	"\x06action\x18\f \x01(\rR\x06action\x12\x16\n" +
+	"\x06invert\x18\r \x01(\bR\x06invert\x12\x10\n" +
+	"\x03tos\x18\x0e \x01(\rR\x03tos2\xec\x02\n" +
 	"\x05Guest\x12?\n" +
 	"\x04Info\x12\x1a.runv.agent.v1.InfoRequest\x1a\x1b.runv.agent.v1.InfoResponse\x12N\n" +
 	"\tConfigure\x12\x1f.runv.agent.v1.ConfigureRequest\x1a .runv.agent.v1.ConfigureResponse\x12E\n" +
@@ -2299,7 +3248,10 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\tProcesses\x12?\n" +
 	"\x04Exec\x12\x1a.runv.agent.v1.ExecRequest\x1a\x1b.runv.agent.v1.ExecResponse\x12E\n" +
 	"\x06Signal\x12\x1c.runv.agent.v1.SignalRequest\x1a\x1d.runv.agent.v1.SignalResponse\x12E\n" +
-	"\x06Resize\x12\x1c.runv.agent.v1.ResizeRequest\x1a\x1d.runv.agent.v1.ResizeResponseB\x1bZ\x19runv/api/agent/v1;agentv1b\x06proto3"
+	"\x06Resize\x12\x1c.runv.agent.v1.ResizeRequest\x1a\x1d.runv.agent.v1.ResizeResponse2\xb1\x01\n" +
+	"\bNetworks\x12P\n" +
+	"\x05Apply\x12\".runv.agent.v1.ApplyNetworkRequest\x1a#.runv.agent.v1.ApplyNetworkResponse\x12S\n" +
+	"\x06Remove\x12#.runv.agent.v1.RemoveNetworkRequest\x1a$.runv.agent.v1.RemoveNetworkResponseB\x1bZ\x19runv/api/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_api_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -2313,98 +3265,120 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_api_agent_v1_agent_proto_goTypes = []any{
-	(*InfoRequest)(nil),       // 0: runv.agent.v1.InfoRequest
-	(*InfoResponse)(nil),      // 1: runv.agent.v1.InfoResponse
-	(*ConfigureRequest)(nil),  // 2: runv.agent.v1.ConfigureRequest
-	(*ConfigureResponse)(nil), // 3: runv.agent.v1.ConfigureResponse
-	(*OnlineRequest)(nil),     // 4: runv.agent.v1.OnlineRequest
-	(*OnlineResponse)(nil),    // 5: runv.agent.v1.OnlineResponse
-	(*EventsRequest)(nil),     // 6: runv.agent.v1.EventsRequest
-	(*Event)(nil),             // 7: runv.agent.v1.Event
-	(*Exit)(nil),              // 8: runv.agent.v1.Exit
-	(*Drained)(nil),           // 9: runv.agent.v1.Drained
-	(*OOM)(nil),               // 10: runv.agent.v1.OOM
-	(*ShutdownRequest)(nil),   // 11: runv.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),  // 12: runv.agent.v1.ShutdownResponse
-	(*Stdio)(nil),             // 13: runv.agent.v1.Stdio
-	(*CreateRequest)(nil),     // 14: runv.agent.v1.CreateRequest
-	(*Seccomp)(nil),           // 15: runv.agent.v1.Seccomp
-	(*CreateResponse)(nil),    // 16: runv.agent.v1.CreateResponse
-	(*StartRequest)(nil),      // 17: runv.agent.v1.StartRequest
-	(*StartResponse)(nil),     // 18: runv.agent.v1.StartResponse
-	(*DeleteRequest)(nil),     // 19: runv.agent.v1.DeleteRequest
-	(*DeleteResponse)(nil),    // 20: runv.agent.v1.DeleteResponse
-	(*PauseRequest)(nil),      // 21: runv.agent.v1.PauseRequest
-	(*PauseResponse)(nil),     // 22: runv.agent.v1.PauseResponse
-	(*ResumeRequest)(nil),     // 23: runv.agent.v1.ResumeRequest
-	(*ResumeResponse)(nil),    // 24: runv.agent.v1.ResumeResponse
-	(*UpdateRequest)(nil),     // 25: runv.agent.v1.UpdateRequest
-	(*UpdateResponse)(nil),    // 26: runv.agent.v1.UpdateResponse
-	(*StatsRequest)(nil),      // 27: runv.agent.v1.StatsRequest
-	(*StatsResponse)(nil),     // 28: runv.agent.v1.StatsResponse
-	(*ProcessesRequest)(nil),  // 29: runv.agent.v1.ProcessesRequest
-	(*Process)(nil),           // 30: runv.agent.v1.Process
-	(*ProcessesResponse)(nil), // 31: runv.agent.v1.ProcessesResponse
-	(*ExecRequest)(nil),       // 32: runv.agent.v1.ExecRequest
-	(*ExecResponse)(nil),      // 33: runv.agent.v1.ExecResponse
-	(*SignalRequest)(nil),     // 34: runv.agent.v1.SignalRequest
-	(*SignalResponse)(nil),    // 35: runv.agent.v1.SignalResponse
-	(*ResizeRequest)(nil),     // 36: runv.agent.v1.ResizeRequest
-	(*ResizeResponse)(nil),    // 37: runv.agent.v1.ResizeResponse
-	nil,                       // 38: runv.agent.v1.InfoResponse.BootMsEntry
-	nil,                       // 39: runv.agent.v1.UpdateResponse.InEffectEntry
-	nil,                       // 40: runv.agent.v1.StatsResponse.MemoryStatEntry
+	(*InfoRequest)(nil),           // 0: runv.agent.v1.InfoRequest
+	(*InfoResponse)(nil),          // 1: runv.agent.v1.InfoResponse
+	(*ConfigureRequest)(nil),      // 2: runv.agent.v1.ConfigureRequest
+	(*ConfigureResponse)(nil),     // 3: runv.agent.v1.ConfigureResponse
+	(*OnlineRequest)(nil),         // 4: runv.agent.v1.OnlineRequest
+	(*OnlineResponse)(nil),        // 5: runv.agent.v1.OnlineResponse
+	(*EventsRequest)(nil),         // 6: runv.agent.v1.EventsRequest
+	(*Event)(nil),                 // 7: runv.agent.v1.Event
+	(*Exit)(nil),                  // 8: runv.agent.v1.Exit
+	(*Drained)(nil),               // 9: runv.agent.v1.Drained
+	(*OOM)(nil),                   // 10: runv.agent.v1.OOM
+	(*ShutdownRequest)(nil),       // 11: runv.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 12: runv.agent.v1.ShutdownResponse
+	(*Stdio)(nil),                 // 13: runv.agent.v1.Stdio
+	(*CreateRequest)(nil),         // 14: runv.agent.v1.CreateRequest
+	(*Seccomp)(nil),               // 15: runv.agent.v1.Seccomp
+	(*CreateResponse)(nil),        // 16: runv.agent.v1.CreateResponse
+	(*StartRequest)(nil),          // 17: runv.agent.v1.StartRequest
+	(*StartResponse)(nil),         // 18: runv.agent.v1.StartResponse
+	(*DeleteRequest)(nil),         // 19: runv.agent.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 20: runv.agent.v1.DeleteResponse
+	(*PauseRequest)(nil),          // 21: runv.agent.v1.PauseRequest
+	(*PauseResponse)(nil),         // 22: runv.agent.v1.PauseResponse
+	(*ResumeRequest)(nil),         // 23: runv.agent.v1.ResumeRequest
+	(*ResumeResponse)(nil),        // 24: runv.agent.v1.ResumeResponse
+	(*UpdateRequest)(nil),         // 25: runv.agent.v1.UpdateRequest
+	(*UpdateResponse)(nil),        // 26: runv.agent.v1.UpdateResponse
+	(*StatsRequest)(nil),          // 27: runv.agent.v1.StatsRequest
+	(*StatsResponse)(nil),         // 28: runv.agent.v1.StatsResponse
+	(*ProcessesRequest)(nil),      // 29: runv.agent.v1.ProcessesRequest
+	(*Process)(nil),               // 30: runv.agent.v1.Process
+	(*ProcessesResponse)(nil),     // 31: runv.agent.v1.ProcessesResponse
+	(*ExecRequest)(nil),           // 32: runv.agent.v1.ExecRequest
+	(*ExecResponse)(nil),          // 33: runv.agent.v1.ExecResponse
+	(*SignalRequest)(nil),         // 34: runv.agent.v1.SignalRequest
+	(*SignalResponse)(nil),        // 35: runv.agent.v1.SignalResponse
+	(*ResizeRequest)(nil),         // 36: runv.agent.v1.ResizeRequest
+	(*ResizeResponse)(nil),        // 37: runv.agent.v1.ResizeResponse
+	(*ApplyNetworkRequest)(nil),   // 38: runv.agent.v1.ApplyNetworkRequest
+	(*ApplyNetworkResponse)(nil),  // 39: runv.agent.v1.ApplyNetworkResponse
+	(*RemoveNetworkRequest)(nil),  // 40: runv.agent.v1.RemoveNetworkRequest
+	(*RemoveNetworkResponse)(nil), // 41: runv.agent.v1.RemoveNetworkResponse
+	(*Interface)(nil),             // 42: runv.agent.v1.Interface
+	(*Address)(nil),               // 43: runv.agent.v1.Address
+	(*Route)(nil),                 // 44: runv.agent.v1.Route
+	(*NextHop)(nil),               // 45: runv.agent.v1.NextHop
+	(*Neighbour)(nil),             // 46: runv.agent.v1.Neighbour
+	(*Rule)(nil),                  // 47: runv.agent.v1.Rule
+	nil,                           // 48: runv.agent.v1.InfoResponse.BootMsEntry
+	nil,                           // 49: runv.agent.v1.UpdateResponse.InEffectEntry
+	nil,                           // 50: runv.agent.v1.StatsResponse.MemoryStatEntry
+	nil,                           // 51: runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
-	38, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
+	48, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
 	8,  // 1: runv.agent.v1.Event.exit:type_name -> runv.agent.v1.Exit
 	9,  // 2: runv.agent.v1.Event.drained:type_name -> runv.agent.v1.Drained
 	10, // 3: runv.agent.v1.Event.oom:type_name -> runv.agent.v1.OOM
 	13, // 4: runv.agent.v1.CreateRequest.stdio:type_name -> runv.agent.v1.Stdio
 	15, // 5: runv.agent.v1.CreateRequest.seccomp:type_name -> runv.agent.v1.Seccomp
-	39, // 6: runv.agent.v1.UpdateResponse.in_effect:type_name -> runv.agent.v1.UpdateResponse.InEffectEntry
-	40, // 7: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
+	49, // 6: runv.agent.v1.UpdateResponse.in_effect:type_name -> runv.agent.v1.UpdateResponse.InEffectEntry
+	50, // 7: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
 	30, // 8: runv.agent.v1.ProcessesResponse.processes:type_name -> runv.agent.v1.Process
 	13, // 9: runv.agent.v1.ExecRequest.stdio:type_name -> runv.agent.v1.Stdio
-	0,  // 10: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
-	2,  // 11: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
-	4,  // 12: runv.agent.v1.Guest.Online:input_type -> runv.agent.v1.OnlineRequest
-	6,  // 13: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
-	11, // 14: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
-	14, // 15: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
-	17, // 16: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
-	19, // 17: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
-	21, // 18: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
-	23, // 19: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
-	25, // 20: runv.agent.v1.Containers.Update:input_type -> runv.agent.v1.UpdateRequest
-	27, // 21: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
-	29, // 22: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
-	32, // 23: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
-	34, // 24: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
-	36, // 25: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
-	1,  // 26: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
-	3,  // 27: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
-	5,  // 28: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
-	7,  // 29: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
-	12, // 30: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
-	16, // 31: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
-	18, // 32: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
-	20, // 33: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
-	22, // 34: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
-	24, // 35: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
-	26, // 36: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
-	28, // 37: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
-	31, // 38: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
-	33, // 39: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
-	35, // 40: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
-	37, // 41: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
-	26, // [26:42] is the sub-list for method output_type
-	10, // [10:26] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	42, // 10: runv.agent.v1.ApplyNetworkRequest.interfaces:type_name -> runv.agent.v1.Interface
+	44, // 11: runv.agent.v1.ApplyNetworkRequest.routes:type_name -> runv.agent.v1.Route
+	46, // 12: runv.agent.v1.ApplyNetworkRequest.neighbours:type_name -> runv.agent.v1.Neighbour
+	47, // 13: runv.agent.v1.ApplyNetworkRequest.rules:type_name -> runv.agent.v1.Rule
+	51, // 14: runv.agent.v1.ApplyNetworkRequest.sysctls:type_name -> runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
+	43, // 15: runv.agent.v1.Interface.addresses:type_name -> runv.agent.v1.Address
+	45, // 16: runv.agent.v1.Route.next_hops:type_name -> runv.agent.v1.NextHop
+	0,  // 17: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
+	2,  // 18: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
+	4,  // 19: runv.agent.v1.Guest.Online:input_type -> runv.agent.v1.OnlineRequest
+	6,  // 20: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
+	11, // 21: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
+	14, // 22: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
+	17, // 23: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
+	19, // 24: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
+	21, // 25: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
+	23, // 26: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
+	25, // 27: runv.agent.v1.Containers.Update:input_type -> runv.agent.v1.UpdateRequest
+	27, // 28: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
+	29, // 29: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
+	32, // 30: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
+	34, // 31: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
+	36, // 32: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
+	38, // 33: runv.agent.v1.Networks.Apply:input_type -> runv.agent.v1.ApplyNetworkRequest
+	40, // 34: runv.agent.v1.Networks.Remove:input_type -> runv.agent.v1.RemoveNetworkRequest
+	1,  // 35: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
+	3,  // 36: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
+	5,  // 37: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
+	7,  // 38: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
+	12, // 39: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
+	16, // 40: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
+	18, // 41: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
+	20, // 42: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
+	22, // 43: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
+	24, // 44: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
+	26, // 45: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
+	28, // 46: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
+	31, // 47: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
+	33, // 48: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
+	35, // 49: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
+	37, // 50: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
+	39, // 51: runv.agent.v1.Networks.Apply:output_type -> runv.agent.v1.ApplyNetworkResponse
+	41, // 52: runv.agent.v1.Networks.Remove:output_type -> runv.agent.v1.RemoveNetworkResponse
+	35, // [35:53] is the sub-list for method output_type
+	17, // [17:35] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -2423,9 +3397,9 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   52,
 			NumExtensions: 0,
-			NumServices:   3,
+			NumServices:   4,
 		},
 		GoTypes:           file_api_agent_v1_agent_proto_goTypes,
 		DependencyIndexes: file_api_agent_v1_agent_proto_depIdxs,

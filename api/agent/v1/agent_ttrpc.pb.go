@@ -370,3 +370,55 @@ func (c *processesClient) Resize(ctx context.Context, req *ResizeRequest) (*Resi
 	}
 	return &resp, nil
 }
+
+type NetworksService interface {
+	Apply(context.Context, *ApplyNetworkRequest) (*ApplyNetworkResponse, error)
+	Remove(context.Context, *RemoveNetworkRequest) (*RemoveNetworkResponse, error)
+}
+
+func RegisterNetworksService(srv *ttrpc.Server, svc NetworksService) {
+	srv.RegisterService("runv.agent.v1.Networks", &ttrpc.ServiceDesc{
+		Methods: map[string]ttrpc.Method{
+			"Apply": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ApplyNetworkRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Apply(ctx, &req)
+			},
+			"Remove": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req RemoveNetworkRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Remove(ctx, &req)
+			},
+		},
+	})
+}
+
+type networksClient struct {
+	client *ttrpc.Client
+}
+
+func NewNetworksClient(client *ttrpc.Client) NetworksService {
+	return &networksClient{
+		client: client,
+	}
+}
+
+func (c *networksClient) Apply(ctx context.Context, req *ApplyNetworkRequest) (*ApplyNetworkResponse, error) {
+	var resp ApplyNetworkResponse
+	if err := c.client.Call(ctx, "runv.agent.v1.Networks", "Apply", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *networksClient) Remove(ctx context.Context, req *RemoveNetworkRequest) (*RemoveNetworkResponse, error) {
+	var resp RemoveNetworkResponse
+	if err := c.client.Call(ctx, "runv.agent.v1.Networks", "Remove", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
