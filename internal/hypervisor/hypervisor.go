@@ -39,6 +39,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"strings"
 	"time"
@@ -220,8 +221,11 @@ func (Disk) DeviceKind() DeviceKind { return KindDisk }
 // NIC is a network card on a tap device that the caller made.
 type NIC struct {
 	ID  string
-	Tap string           // name of the tap device
 	MAC net.HardwareAddr // shown to the guest
+	MTU int              // the largest that the guest may set; 0: 1500
+	// Taps are the tap device's queues, opened with IFF_VNET_HDR. VhostNet are as many open /dev/vhost-net,
+	// or none. All stay the caller's and may be closed after Attach.
+	Taps, VhostNet []*os.File
 }
 
 // DeviceID implements Device.

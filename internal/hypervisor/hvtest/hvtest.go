@@ -227,7 +227,7 @@ func testRunning(t *testing.T, h Harness) {
 		err := vm.Detach(ctx, "nothing")
 		assert.Assert(t, errdefs.IsNotFound(err), "%v", err)
 		for _, dev := range []hypervisor.Device{
-			hypervisor.Disk{ID: "disk", Path: "/dev/null"}, hypervisor.NIC{ID: "nic", Tap: "tap0"},
+			hypervisor.Disk{ID: "disk", Path: "/dev/null"}, hypervisor.NIC{ID: "nic"},
 		} {
 			if !slices.Contains(h.Driver.Capabilities().HotPlug, dev.DeviceKind()) {
 				err := vm.Attach(ctx, dev)
