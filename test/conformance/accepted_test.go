@@ -1,5 +1,7 @@
 package conformance
 
+import "runv/test/compare"
+
 // Why a difference is accepted, in words of the document.
 const (
 	kernelDiffers  = "the kernels differ in version and configuration"
@@ -13,53 +15,53 @@ const (
 
 // acceptedDifferences are all differences between runc and runv that have a reason. One that no
 // case shows any more fails `make conformance`.
-var acceptedDifferences = []accepted{
-	{where: `.*[/.](self|init)\.status`, line: `Cpus_allowed(_list)?: .*`, reason: machineDiffers},
-	{where: `.*[/.](self|init)\.status`, line: `(Speculation_Store_Bypass|SpeculationIndirectBranch): .*`, reason: machineDiffers},
-	{where: `.*[/.](self|init)\.status`, line: `Kthread: 0`, reason: kernelDiffers},
-	{where: `.*[/.](self|init)\.limits`, line: `Max (processes|pending signals) .*`, reason: "the kernel derives these from the memory that it has"},
-	{where: `(least|additions)/.*(self|init)\.limits`, line: `Max open files .*`, reason: "a bundle without rlimits inherits those of the runtime's caller under runc, the kernel's in a VM"},
-	{where: `(least|few-namespaces)/(sysctl|uname)`, line: `(kernel/hostname )?(\S+ \(none\) x86_64|\S+) ok`, reason: "without a hostname or uts namespace of its own a container has the host's name under runc, the VM's here"},
-	{where: `.*[/.](self|init)\.attr`, line: `current ("" EINVAL|"unconfined" ok)`, reason: "the guest's kernel has AppArmor, the oracle's none; nobody is confined by it"},
+var acceptedDifferences = []compare.Accepted{
+	{Where: `.*[/.](self|init)\.status`, Line: `Cpus_allowed(_list)?: .*`, Reason: machineDiffers},
+	{Where: `.*[/.](self|init)\.status`, Line: `(Speculation_Store_Bypass|SpeculationIndirectBranch): .*`, Reason: machineDiffers},
+	{Where: `.*[/.](self|init)\.status`, Line: `Kthread: 0`, Reason: kernelDiffers},
+	{Where: `.*[/.](self|init)\.limits`, Line: `Max (processes|pending signals) .*`, Reason: "the kernel derives these from the memory that it has"},
+	{Where: `(least|additions)/.*(self|init)\.limits`, Line: `Max open files .*`, Reason: "a bundle without rlimits inherits those of the runtime's caller under runc, the kernel's in a VM"},
+	{Where: `(least|few-namespaces)/(sysctl|uname)`, Line: `(kernel/hostname )?(\S+ \(none\) x86_64|\S+) ok`, Reason: "without a hostname or uts namespace of its own a container has the host's name under runc, the VM's here"},
+	{Where: `.*[/.](self|init)\.attr`, Line: `current ("" EINVAL|"unconfined" ok)`, Reason: "the guest's kernel has AppArmor, the oracle's none; nobody is confined by it"},
 
-	{where: `.*[/.]init\.fd`, line: `[012] (/dev/null|\S*/runv-test-outputN.*|pipe:\[N\])`, reason: "standard streams that are no terminal reach the guest as pipes, whatever they are on the host"},
+	{Where: `.*[/.]init\.fd`, Line: `[012] (/dev/null|\S*/runv-test-outputN.*|pipe:\[N\])`, Reason: "standard streams that are no terminal reach the guest as pipes, whatever they are on the host"},
 
-	{where: `.*[/.](self|init)\.cgroup`, line: `[0-9]+:[a-z_=,]*:/\S*|0::/\S*`, reason: cgroup2},
-	{where: `.*[/.](self|init)\.fd`, line: `[34] /sys/fs/cgroup/.*`, reason: cgroup2 + "; Go's runtime holds the files of the CPU limit open"},
-	{where: `.*[/.](self|init)\.mountinfo`, line: `/sys/fs/cgroup(/[a-z_,]+)? .*`, reason: cgroup2},
-	{where: `.*[/.]places`, line: `/sys/fs/cgroup .*`, reason: cgroup2},
+	{Where: `.*[/.](self|init)\.cgroup`, Line: `[0-9]+:[a-z_=,]*:/\S*|0::/\S*`, Reason: cgroup2},
+	{Where: `.*[/.](self|init)\.fd`, Line: `[34] /sys/fs/cgroup/.*`, Reason: cgroup2 + "; Go's runtime holds the files of the CPU limit open"},
+	{Where: `.*[/.](self|init)\.mountinfo`, Line: `/sys/fs/cgroup(/[a-z_,]+)? .*`, Reason: cgroup2},
+	{Where: `.*[/.]places`, Line: `/sys/fs/cgroup .*`, Reason: cgroup2},
 
-	{where: `.*[/.](self|init)\.mountinfo`, line: `\S+ shows (BUNDLE|DIR)\S* of .*|\S+ shows /ID/\S+ of virtiofs .*`, reason: overVirtiofs},
-	{where: `.*[/.](self|init)\.mountinfo`, line: `/sys shows / of sysfs sysfs, r[ow]`, reason: guestNetwork},
-	{where: `.*[/.]writes`, line: `/sys/class/net/lo/mtu (EROFS|EACCES)`, reason: guestNetwork},
-	{where: `.*[/.](self|init)\.mountinfo`, line: `/proc/(kcore|sysrq-trigger|latency_stats|timer_stats|sched_debug|scsi|acpi) .*`, reason: kernelDiffers},
-	{where: `.*[/.]paths`, line: `/proc/(kcore|sysrq-trigger|latency_stats|timer_stats|sched_debug|scsi|acpi) .*`, reason: kernelDiffers},
-	{where: `.*[/.]dev`, line: `/dev/core .*`, reason: kernelDiffers + ": runc links it if there is a /proc/kcore"},
+	{Where: `.*[/.](self|init)\.mountinfo`, Line: `\S+ shows (BUNDLE|DIR)\S* of .*|\S+ shows /ID/\S+ of virtiofs .*`, Reason: overVirtiofs},
+	{Where: `.*[/.](self|init)\.mountinfo`, Line: `/sys shows / of sysfs sysfs, r[ow]`, Reason: guestNetwork},
+	{Where: `.*[/.]writes`, Line: `/sys/class/net/lo/mtu (EROFS|EACCES)`, Reason: guestNetwork},
+	{Where: `.*[/.](self|init)\.mountinfo`, Line: `/proc/(kcore|sysrq-trigger|latency_stats|timer_stats|sched_debug|scsi|acpi) .*`, Reason: kernelDiffers},
+	{Where: `.*[/.]paths`, Line: `/proc/(kcore|sysrq-trigger|latency_stats|timer_stats|sched_debug|scsi|acpi) .*`, Reason: kernelDiffers},
+	{Where: `.*[/.]dev`, Line: `/dev/core .*`, Reason: kernelDiffers + ": runc links it if there is a /proc/kcore"},
 
-	{where: `(rich|mounts)/places`, line: `/tmp 04(0755|1770) 7:8`, reason: "runc before 1.2 gives a tmpfs the mode of the directory below it, whatever its options say"},
-	{where: `.*[/.](self|init)\.mountinfo`, line: `\S+ shows / of tmpfs \S+, (mode=\d+,)?rw`, reason: "runc before 1.2 gives a tmpfs the mode of the directory below it by chmod, not by an option"},
-	{where: `(rich|user)/(self.status|prctl)`, line: `(Umask:|umask) 0+2[27]`, reason: "runc before 1.2 forgets the umask of processes that are added"},
+	{Where: `(rich|mounts)/places`, Line: `/tmp 04(0755|1770) 7:8`, Reason: "runc before 1.2 gives a tmpfs the mode of the directory below it, whatever its options say"},
+	{Where: `.*[/.](self|init)\.mountinfo`, Line: `\S+ shows / of tmpfs \S+, (mode=\d+,)?rw`, Reason: "runc before 1.2 gives a tmpfs the mode of the directory below it by chmod, not by an option"},
+	{Where: `(rich|user)/(self.status|prctl)`, Line: `(Umask:|umask) 0+2[27]`, Reason: "runc before 1.2 forgets the umask of processes that are added"},
 
-	{where: `(rich|limits)/self.limits`, line: `Max open files .*`, reason: "runc built by Go 1.19 may raise the soft limit of open files of processes that are added to the hard one", sometimes: true},
+	{Where: `(rich|limits)/self.limits`, Line: `Max open files .*`, Reason: "runc built by Go 1.19 may raise the soft limit of open files of processes that are added to the hard one", Sometimes: true},
 
-	{where: `.*[/.]syscalls`, line: `(delete_module|finit_module|ioperm|iopl|kexec_load) \w+`, reason: lacksCall},
-	{where: `(verbs|endings|inits)/.*`, line: `(exec ID nosuch: )?exit (1|255|127): (executable file not found in \$PATH|no such file or directory)`, reason: asShells},
-	{where: `(verbs|endings|inits)/.*`, line: `(exec ID /etc(/passwd)?: )?exit (1|255|126): (permission denied|is a directory|exec format error)`, reason: asShells},
-	{where: `verbs/.*`, line: `kill ID (99|NOSUCH): exit 1: (an error|unknown signal|container not running|container does not exist)`, reason: "runv looks at the signal before it looks for the container"},
-	{where: `refusals/run`, line: `(empty|odd) ociVersion: exit [01], (an error|nothing) said`, reason: "runc looks at no ociVersion; the specification wants a semantic version, of a major version that the runtime knows"},
-	{where: `documents/(state|list) .*`, line: `(\[0\]\.)?annotations\.dev\.runv\..*`, reason: "runv tells of the VM in annotations of its own"},
-	{where: `documents/(state|list) .*`, line: `(\[0\]\.)?ociVersion = "1\.[0-9.]+(-dev)?"`, reason: "each tells the version of the specification that it knows"},
-	{where: `documents/spec`, line: `hostname = .*|ociVersion = .*`, reason: "runv's specification names runv, and the version that it knows"},
-	{where: `documents/spec`, line: `linux\.namespaces\[5\]\.type = "cgroup"`, reason: cgroup2 + ", for which runc's specification has a cgroup namespace, too"},
-	{where: `documents/stats`, line: `data\..*`, reason: cgroup2 + ", which counts other things"},
-	{where: `additions/.*\.session`, line: `processes seen: [0-9]+`, reason: "a process of runc's own may still be seen when another is added", sometimes: true},
-	{where: `additions/.*oom_score_adj`, line: `0|500`, reason: "runc gives oomScoreAdj to a container's first process only"},
-	{where: `(capabilities|additions)/.*syscalls`, line: `syslog (ok|EPERM)`, reason: kernelDiffers + ": the guest's lets CAP_SYS_ADMIN read the log"},
-	{where: `privileged/syscalls`, line: `rtprio (ok|EPERM)`, reason: "the oracle's machine gives cgroups no real-time share"},
-	{where: `(privileged|rich|devices)/nodes`, line: `tun mknod ok, read (ok|ENODEV), write (ok|ENODEV)`, reason: machineDiffers},
-	{where: `privileged/nodes`, line: `(kvm|loop|mem) mknod ok, .*`, reason: machineDiffers},
-	{where: `.*[/.]syscalls`, line: `open_by_handle_at (EFAULT|EPERM)`, reason: kernelDiffers},
-	{where: `.*[/.]syscalls`, line: `socket vsock (ok|EAFNOSUPPORT)`, reason: kernelDiffers},
+	{Where: `.*[/.]syscalls`, Line: `(delete_module|finit_module|ioperm|iopl|kexec_load) \w+`, Reason: lacksCall},
+	{Where: `(verbs|endings|inits)/.*`, Line: `(exec ID nosuch: )?exit (1|255|127): (executable file not found in \$PATH|no such file or directory)`, Reason: asShells},
+	{Where: `(verbs|endings|inits)/.*`, Line: `(exec ID /etc(/passwd)?: )?exit (1|255|126): (permission denied|is a directory|exec format error)`, Reason: asShells},
+	{Where: `verbs/.*`, Line: `kill ID (99|NOSUCH): exit 1: (an error|unknown signal|container not running|container does not exist)`, Reason: "runv looks at the signal before it looks for the container"},
+	{Where: `refusals/run`, Line: `(empty|odd) ociVersion: exit [01], (an error|nothing) said`, Reason: "runc looks at no ociVersion; the specification wants a semantic version, of a major version that the runtime knows"},
+	{Where: `documents/(state|list) .*`, Line: `(\[0\]\.)?annotations\.dev\.runv\..*`, Reason: "runv tells of the VM in annotations of its own"},
+	{Where: `documents/(state|list) .*`, Line: `(\[0\]\.)?ociVersion = "1\.[0-9.]+(-dev)?"`, Reason: "each tells the version of the specification that it knows"},
+	{Where: `documents/spec`, Line: `hostname = .*|ociVersion = .*`, Reason: "runv's specification names runv, and the version that it knows"},
+	{Where: `documents/spec`, Line: `linux\.namespaces\[5\]\.type = "cgroup"`, Reason: cgroup2 + ", for which runc's specification has a cgroup namespace, too"},
+	{Where: `documents/stats`, Line: `data\..*`, Reason: cgroup2 + ", which counts other things"},
+	{Where: `additions/.*\.session`, Line: `processes seen: [0-9]+`, Reason: "a process of runc's own may still be seen when another is added", Sometimes: true},
+	{Where: `additions/.*oom_score_adj`, Line: `0|500`, Reason: "runc gives oomScoreAdj to a container's first process only"},
+	{Where: `(capabilities|additions)/.*syscalls`, Line: `syslog (ok|EPERM)`, Reason: kernelDiffers + ": the guest's lets CAP_SYS_ADMIN read the log"},
+	{Where: `privileged/syscalls`, Line: `rtprio (ok|EPERM)`, Reason: "the oracle's machine gives cgroups no real-time share"},
+	{Where: `(privileged|rich|devices)/nodes`, Line: `tun mknod ok, read (ok|ENODEV), write (ok|ENODEV)`, Reason: machineDiffers},
+	{Where: `privileged/nodes`, Line: `(kvm|loop|mem) mknod ok, .*`, Reason: machineDiffers},
+	{Where: `.*[/.]syscalls`, Line: `open_by_handle_at (EFAULT|EPERM)`, Reason: kernelDiffers},
+	{Where: `.*[/.]syscalls`, Line: `socket vsock (ok|EAFNOSUPPORT)`, Reason: kernelDiffers},
 }
 
 const (

@@ -11,6 +11,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"gotest.tools/v3/assert"
 
+	"runv/test/compare"
 	"runv/test/harness"
 )
 
@@ -55,7 +56,7 @@ func TestDifferential(t *testing.T) {
 	goBuild(t, ".", probe, "./test/conformance/probe")
 	both := sides(t, e.Dir)
 	assert.Equal(t, both[1].root, e.Root)
-	j := newJudge(acceptedDifferences)
+	j := compare.NewJudge(acceptedDifferences)
 	t.Run("cases", func(t *testing.T) {
 		for _, c := range differentials {
 			if !c.short && !*all {
@@ -63,7 +64,7 @@ func TestDifferential(t *testing.T) {
 			}
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
-				var seen [2]sections
+				var seen [2]compare.Sections
 				for i, s := range both {
 					tr := newTrial(t, s, filepath.Join(e.Dir, c.name, s.name), probe, c.edit)
 					if c.run != nil {
@@ -73,16 +74,16 @@ func TestDifferential(t *testing.T) {
 					}
 					seen[i] = tr.seen
 				}
-				v := j.compare(c.name, seen[0], seen[1])
+				v := j.Compare(c.name, seen[0], seen[1])
 				results.addVerdict(c.name, v)
-				if len(v.unexplained) > 0 {
-					t.Errorf("unexplained differences:\n%s", strings.Join(v.unexplained, "\n"))
+				if len(v.Unexplained) > 0 {
+					t.Errorf("unexplained differences:\n%s", strings.Join(v.Unexplained, "\n"))
 				}
 				if dir := os.Getenv("CONFORMANCE_OUT"); dir != "" {
 					for i, s := range both {
 						var b strings.Builder
 						for _, section := range seen[i] {
-							fmt.Fprintf(&b, "== %s\n%s\n", section.name, strings.Join(section.lines, "\n"))
+							fmt.Fprintf(&b, "== %s\n%s\n", section.Name, strings.Join(section.Lines, "\n"))
 						}
 						assert.NilError(t, os.WriteFile(filepath.Join(dir, c.name+"."+s.name), []byte(b.String()), 0o600))
 					}
@@ -93,7 +94,7 @@ func TestDifferential(t *testing.T) {
 	results.addReasons(j)
 	if *all && !t.Failed() && os.Getenv("RUNC") == "" {
 		for i, a := range acceptedDifferences {
-			assert.Check(t, a.sometimes || len(j.cases[i]) > 0, "accepted and not seen: %s: %s", a.where, a.line)
+			assert.Check(t, a.Sometimes || len(j.Cases(i)) > 0, "accepted and not seen: %s: %s", a.Where, a.Line)
 		}
 	}
 }

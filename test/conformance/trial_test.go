@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"gotest.tools/v3/assert"
 
+	"runv/test/compare"
 	"runv/test/harness"
 )
 
@@ -48,15 +50,7 @@ type trial struct {
 	probe  string // path of the probe's binary
 
 	mu   sync.Mutex
-	seen sections
-}
-
-// sections are what was seen, in order.
-type sections []seenSection
-
-type seenSection struct {
-	name  string
-	lines []string
+	seen compare.Sections
 }
 
 var ids = struct {
@@ -130,13 +124,7 @@ func (t *trial) do(args ...string) harness.Result { return harness.Finish(t.comm
 func (t *trial) record(name string, lines ...string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for i := range t.seen {
-		if t.seen[i].name == name {
-			t.seen[i].lines = append(t.seen[i].lines, t.neutral(lines)...)
-			return
-		}
-	}
-	t.seen = append(t.seen, seenSection{name, t.neutral(lines)})
+	t.seen.Add(name, t.neutral(lines)...)
 }
 
 // neutral replaces names that the trials of the two runtimes do not share.
@@ -268,4 +256,9 @@ func (t *trial) remove() {
 	harness.ReapOrphans("probe")
 	r := t.do("delete", "--force", t.id)
 	assert.Check(t, r.Code == 0, "%s delete --force: %s", t.side.name, r.Stderr)
+}
+
+func sortLines(lines []string) []string {
+	slices.Sort(lines)
+	return lines
 }

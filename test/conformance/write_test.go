@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 
+	"runv/test/compare"
 	"runv/test/harness"
 )
 
@@ -28,7 +29,7 @@ var results collector
 type collector struct {
 	mu       sync.Mutex
 	programs map[string]programResult
-	verdicts map[string]verdict
+	verdicts map[string]compare.Verdict
 	reasons  map[string]map[string]bool // reason → names of cases
 }
 
@@ -46,25 +47,25 @@ func (c *collector) add(name string, passed [2]bool, expected program) {
 	c.programs[name] = programResult{passed, expected}
 }
 
-func (c *collector) addVerdict(name string, v verdict) {
+func (c *collector) addVerdict(name string, v compare.Verdict) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.verdicts == nil {
-		c.verdicts = map[string]verdict{}
+		c.verdicts = map[string]compare.Verdict{}
 	}
 	c.verdicts[name] = v
 }
 
-func (c *collector) addReasons(j *judge) {
+func (c *collector) addReasons(j *compare.Judge) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.reasons = map[string]map[string]bool{}
-	for i, a := range j.list {
-		for name := range j.cases[i] {
-			if c.reasons[a.reason] == nil {
-				c.reasons[a.reason] = map[string]bool{}
+	for i, a := range acceptedDifferences {
+		for _, name := range j.Cases(i) {
+			if c.reasons[a.Reason] == nil {
+				c.reasons[a.Reason] = map[string]bool{}
 			}
-			c.reasons[a.reason][name] = true
+			c.reasons[a.Reason][name] = true
 		}
 	}
 }
@@ -80,7 +81,7 @@ func TestWritten(t *testing.T) {
 		t.Fatalf("%d programs and %d cases have results: the document tells of all or is not written", len(results.programs), len(results.verdicts))
 	}
 	for name, v := range results.verdicts {
-		assert.Assert(t, len(v.unexplained) == 0, "%s has unexplained differences: nothing is written", name)
+		assert.Assert(t, len(v.Unexplained) == 0, "%s has unexplained differences: nothing is written", name)
 	}
 	var b strings.Builder
 	b.WriteString(`# Conformance
@@ -102,7 +103,7 @@ lines that only one of them prints, for a reason that the next table lists. A di
 `)
 	for _, d := range differentials {
 		v := results.verdicts[d.name]
-		fmt.Fprintf(&b, "| %s | %s | %d | %d |\n", d.name, cell(d.about), v.lines, v.explained)
+		fmt.Fprintf(&b, "| %s | %s | %d | %d |\n", d.name, cell(d.about), v.Lines, v.Explained)
 	}
 	b.WriteString("\n### Accepted differences\n\n| reason | cases |\n|---|---|\n")
 	for _, reason := range reasonsInOrder() {
@@ -162,8 +163,8 @@ func cell(text string) string { return strings.ReplaceAll(text, "|", `\|`) }
 func reasonsInOrder() []string {
 	var reasons []string
 	for _, a := range acceptedDifferences {
-		if !slices.Contains(reasons, a.reason) {
-			reasons = append(reasons, a.reason)
+		if !slices.Contains(reasons, a.Reason) {
+			reasons = append(reasons, a.Reason)
 		}
 	}
 	return reasons
