@@ -2148,7 +2148,8 @@ type ApplyNetworkRequest struct {
 	Routes     []*Route               `protobuf:"bytes,3,rep,name=routes,proto3" json:"routes,omitempty"`         // at most 4096, in the order in which they can be added
 	Neighbours []*Neighbour           `protobuf:"bytes,4,rep,name=neighbours,proto3" json:"neighbours,omitempty"` // at most 4096
 	Rules      []*Rule                `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`           // at most 1024; the kernel's own three of each family are left as they are
-	// Kernel parameters of the network namespace, such as "net.ipv4.ip_forward", at most 1024.
+	// Kernel parameters of the network namespace, such as "net.ipv4.ip_forward", at most 1024. A dot in an
+	// interface's name is a slash here, as for sysctl(8): "net.ipv4.conf.eth0/5.rp_filter".
 	Sysctls       map[string]string `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2227,8 +2228,11 @@ func (x *ApplyNetworkRequest) GetSysctls() map[string]string {
 }
 
 type ApplyNetworkResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Problems      []string               `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"` // one line each: what could not be applied, and why
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Problems []string               `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"` // one line each: what could not be applied, and why
+	// Names of those interfaces of the request that the guest does not have, because no device with
+	// their address has appeared, or it has gone again. Each is a problem, too.
+	Missing       []string `protobuf:"bytes,2,rep,name=missing,proto3" json:"missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2266,6 +2270,13 @@ func (*ApplyNetworkResponse) Descriptor() ([]byte, []int) {
 func (x *ApplyNetworkResponse) GetProblems() []string {
 	if x != nil {
 		return x.Problems
+	}
+	return nil
+}
+
+func (x *ApplyNetworkResponse) GetMissing() []string {
+	if x != nil {
+		return x.Missing
 	}
 	return nil
 }
@@ -3159,9 +3170,10 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\asysctls\x18\x06 \x03(\v2/.runv.agent.v1.ApplyNetworkRequest.SysctlsEntryR\asysctls\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"2\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"L\n" +
 	"\x14ApplyNetworkResponse\x12\x1a\n" +
-	"\bproblems\x18\x01 \x03(\tR\bproblems\"&\n" +
+	"\bproblems\x18\x01 \x03(\tR\bproblems\x12\x18\n" +
+	"\amissing\x18\x02 \x03(\tR\amissing\"&\n" +
 	"\x14RemoveNetworkRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x17\n" +
 	"\x15RemoveNetworkResponse\"\x98\x02\n" +
