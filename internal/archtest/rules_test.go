@@ -89,7 +89,7 @@ func importRules() []importRule {
 			why:  "leaves: each can be read, tested and used alone",
 		},
 		{
-			from: []string{"internal/config", "internal/standin", "internal/state", "internal/storage"},
+			from: []string{"internal/config", "internal/join", "internal/standin", "internal/state", "internal/storage"},
 			never: []string{
 				"api/...", "internal/agentclient", "internal/cli", "internal/factory", "internal/hypervisor/...",
 				"internal/pod", "internal/supervisor",

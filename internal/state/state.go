@@ -99,7 +99,21 @@ type Container struct {
 	// Hooks are the bundle's. The supervisor sets them when it begins to make the container; from
 	// then on whoever removes the record runs the poststop hooks afterwards.
 	Hooks specs.Hooks `json:"hooks,omitzero"`
+	// NetNS is the network namespace of the host that the container is in. It is set when the
+	// container is created; a container that another brings into its own network has it, too.
+	NetNS NetNS `json:"netNS,omitzero"`
 }
+
+// NetNS is a network namespace of the host. Zero: none.
+type NetNS struct {
+	Path string `json:"path"` // that led to it when the container was created
+	Dev  uint64 `json:"dev"`  // of its file, which with the inode tells it from others
+	Ino  uint64 `json:"ino"`
+}
+
+// Same tells whether both are the same namespace, whatever paths lead there. None is not the same
+// as none.
+func (n NetNS) Same(m NetNS) bool { return n.Ino != 0 && n.Dev == m.Dev && n.Ino == m.Ino }
 
 // Pod is what pod.json holds.
 type Pod struct {
