@@ -51,6 +51,17 @@ type Bundle struct {
 // Seccomp returns the container's filter of system calls, or nil if it has none.
 func (b *Bundle) Seccomp() *seccomp.Filter { return b.seccomp }
 
+// NetNS returns the host's network namespace that the container lives in: that at a path, or if the
+// path is empty a new one. ok is false when the specification has none.
+func (b *Bundle) NetNS() (path string, ok bool) {
+	for _, ns := range b.Spec.Linux.Namespaces {
+		if ns.Type == specs.NetworkNamespace {
+			return ns.Path, true
+		}
+	}
+	return "", false
+}
+
 // Bind is a bind mount of the bundle.
 type Bind struct {
 	Index     int    // in Spec.Mounts

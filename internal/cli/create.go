@@ -186,6 +186,11 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	if err != nil {
 		return nil, err
 	}
+	net, err := openNetNS(b)
+	if err != nil {
+		return nil, err
+	}
+	defer net.close()
 	var undo undo
 	defer func() {
 		if err == nil {
@@ -224,7 +229,7 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 		process.await(shutdownTimeout + hook.Timeouts(hooks.Poststop, hook.Unbounded)) // it removes its own traces
 		return nil
 	})
-	standIn, err := a.startStandIn(ctx, store.PodDir(podID), terminal, opts.consoleSocket)
+	standIn, err := a.startStandIn(ctx, store.PodDir(podID), terminal, opts.consoleSocket, net)
 	if err != nil {
 		return nil, err
 	}

@@ -7,10 +7,56 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"runv/internal/bundle"
+	"runv/internal/rpcerror"
 	"runv/internal/standin"
 )
+
+// netNS is the network namespace that a stand-in lives in: file's, a new one, or this process's.
+type netNS struct {
+	file  *os.File
+	isNew bool
+}
+
+func (n netNS) close() {
+	if n.file != nil {
+		_ = n.file.Close()
+	}
+}
+
+// openNetNS opens the network namespace of a bundle's container. The caller closes it.
+func openNetNS(b *bundle.Bundle) (n netNS, err error) {
+	path, ok := b.NetNS()
+	if !ok || path == "" {
+		return netNS{isNew: ok}, nil
+	}
+	if n.file, err = os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil { // a FIFO must not block
+		return n, fmt.Errorf("network namespace: %w", err)
+	}
+	kind, err := unix.IoctlRetInt(int(n.file.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		n.close()
+		return n, rpcerror.New(errdefs.ErrInvalidArgument, fmt.Sprintf("network namespace: %s is none", path))
+	}
+	if same, err := isOwnNetNS(n.file); err != nil || same {
+		n.close()
+		return n, errors.Join(err, rpcerror.New(errdefs.ErrNotImplemented, fmt.Sprintf(
+			"network namespace: %s is the host's: a virtual machine cannot use the host's network; publish ports or give the container a network of its own", path)))
+	}
+	return n, nil
+}
+
+func isOwnNetNS(f *os.File) (bool, error) {
+	own, err := os.Stat("/proc/self/ns/net")
+	if err != nil {
+		return false, err
+	}
+	theirs, err := f.Stat()
+	return err == nil && os.SameFile(own, theirs), err
+}
 
 func newToken() (t standin.Token) {
 	_, _ = rand.Read(t[:]) // never fails
@@ -28,12 +74,14 @@ type standIn struct {
 // error, or a new terminal whose master goes to the console socket. A process
 // with a terminal has no standard error. It is a session of its own: what the
 // keyboard or the shell sends to this command's group is not for it.
-func (a *app) startStandIn(ctx context.Context, podDir string, terminal bool, consoleSocket string) (*standIn, error) {
+func (a *app) startStandIn(ctx context.Context, podDir string, terminal bool, consoleSocket string, net netNS) (*standIn, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("start stand-in: %w", err)
 	}
-	opts := standin.StartOptions{Executable: self, PodDir: podDir, Token: newToken(), Setsid: true}
+	opts := standin.StartOptions{
+		Executable: self, PodDir: podDir, Token: newToken(), Setsid: true, NetNS: net.file, NewNetNS: net.isNew,
+	}
 	if consoleSocket != "" {
 		opts.Terminal, opts.ConsoleSocket = true, consoleSocket
 	} else {

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"runv/internal/mountns"
 	"runv/internal/unixsock"
 )
 
@@ -38,6 +39,10 @@ type StartOptions struct {
 	// Setsid makes the stand-in a session leader, out of reach of the keyboard's
 	// signals. Always so with ConsoleSocket.
 	Setsid bool
+	// NetNS is the network namespace that the stand-in lives in; it stays the caller's. nil: the
+	// caller's own, or with NewNetNS one that is the stand-in's.
+	NetNS    *os.File
+	NewNetNS bool
 }
 
 // Process is a started stand-in, a child of the caller.
@@ -153,12 +158,31 @@ func spawn(opts StartOptions, attr *os.ProcAttr) (conn *net.UnixConn, p *os.Proc
 	attr.Files = append(attr.Files, theirs)
 	// Kernels before 5.11 do not know this; then a stray descriptor is inherited, no more.
 	_ = unix.CloseRange(setupFD, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
-	p, err = os.StartProcess(executable, []string{"runv", "standin", opts.PodDir}, attr)
+	err = inNetNS(opts, attr, func() (err error) {
+		p, err = os.StartProcess(executable, []string{"runv", "standin", opts.PodDir}, attr)
+		return err
+	})
 	if err != nil {
 		_ = c.Close()
 		return nil, nil, err
 	}
 	return c.(*net.UnixConn), p, nil
+}
+
+// inNetNS calls start so that what it starts is born in the network namespace that the options say.
+func inNetNS(opts StartOptions, attr *os.ProcAttr, start func() error) error {
+	if opts.NetNS == nil {
+		if opts.NewNetNS {
+			attr.Sys.Cloneflags |= unix.CLONE_NEWNET
+		}
+		return start()
+	}
+	return mountns.OnThread(func() error {
+		if err := unix.Setns(int(opts.NetNS.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace: %w", err)
+		}
+		return start()
+	})
 }
 
 // handshake sends the setup and waits for the answer.

@@ -259,3 +259,27 @@ func TestStandInIsSmall(t *testing.T) {
 		return poll.Success()
 	})
 }
+
+func TestNetworkNamespace(t *testing.T) {
+	of := func(pid string) string {
+		link, err := os.Readlink("/proc/" + pid + "/ns/net")
+		assert.NilError(t, err)
+		return link
+	}
+	own, _ := start(t, standin.StartOptions{NewNetNS: true})
+	assert.Assert(t, of(strconv.Itoa(own.PID)) != of("self"))
+
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", own.PID))
+	assert.NilError(t, err)
+	defer ns.Close()
+	guest, _ := start(t, standin.StartOptions{NetNS: ns})
+	assert.Equal(t, of(strconv.Itoa(guest.PID)), of(strconv.Itoa(own.PID)))
+	plain, _ := start(t, standin.StartOptions{})
+	assert.Equal(t, of(strconv.Itoa(plain.PID)), of("self"))
+
+	null, err := os.Open(os.DevNull)
+	assert.NilError(t, err)
+	defer null.Close()
+	_, err = standin.Start(t.Context(), standin.StartOptions{PodDir: t.TempDir(), NetNS: null})
+	assert.Error(t, err, "start stand-in: enter network namespace: invalid argument")
+}
