@@ -41,12 +41,15 @@ func openNetNS(b *bundle.Bundle) (n netNS, err error) {
 		n.close()
 		return n, rpcerror.New(errdefs.ErrInvalidArgument, fmt.Sprintf("network namespace: %s is none", path))
 	}
-	if same, err := isOwnNetNS(n.file); err != nil || same {
-		n.close()
-		return n, errors.Join(err, rpcerror.New(errdefs.ErrNotImplemented, fmt.Sprintf(
-			"network namespace: %s is the host's: a virtual machine cannot use the host's network; publish ports or give the container a network of its own", path)))
+	same, err := isOwnNetNS(n.file)
+	if err == nil && same {
+		err = rpcerror.New(errdefs.ErrNotImplemented, fmt.Sprintf("network namespace: %s is the host's: "+
+			"a virtual machine cannot use the host's network; publish ports, or give the container a network of its own", path))
 	}
-	return n, nil
+	if err != nil {
+		n.close()
+	}
+	return n, err
 }
 
 func isOwnNetNS(f *os.File) (bool, error) {
