@@ -29,8 +29,8 @@ func importRules() []importRule {
 		},
 		{
 			from: []string{"internal/guest/..."},
-			only: []string{"api/agent/...", "internal/cpulist", "internal/guest/...", "internal/hook", "internal/transport"},
-			why:  "the guest shares the agent's API, the transport, the running of hooks and the reading of CPU lists with the host, nothing else",
+			only: []string{"api/agent/...", "internal/cpulist", "internal/guest/...", "internal/hook", "internal/resolver", "internal/transport"},
+			why:  "the guest shares the agent's API, the transport, the carrying of DNS queries, the running of hooks and the reading of CPU lists with the host, nothing else",
 		},
 		{
 			from: []string{"..."}, except: []string{"internal/guest/...", "cmd/runv-agent", "cmd/runv-init", "test/..."},
@@ -83,7 +83,7 @@ func importRules() []importRule {
 		{
 			from: []string{
 				"internal/console", "internal/cpulist", "internal/hook", "internal/hostcgroup", "internal/journal",
-				"internal/mountns", "internal/rpcerror", "internal/stdio", "internal/transport", "internal/unixsock",
+				"internal/mountns", "internal/resolver", "internal/rpcerror", "internal/stdio", "internal/transport", "internal/unixsock",
 			},
 			only: []string{},
 			why:  "leaves: each can be read, tested and used alone",

@@ -1,7 +1,6 @@
 package cgroup
 
 import (
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -78,41 +77,12 @@ func deviceRules(list []specs.LinuxDeviceCgroup) ([]deviceRule, error) {
 
 // Registers of the program.
 const (
-	regResult = iota // what the program returns: 1 allows
-	regContext
-	regKind
+	regKind = iota + regContext + 1
 	regAccess
 	regMajor
 	regMinor
 	regScratch
 )
-
-// assembler builds a BPF program.
-type assembler struct{ code []byte }
-
-func (a *assembler) emit(op, dst, src uint8, off int16, imm int32) {
-	a.code = append(a.code, op, src<<4|dst)
-	a.code = binary.NativeEndian.AppendUint16(a.code, uint16(off))
-	a.code = binary.NativeEndian.AppendUint32(a.code, uint32(imm))
-}
-
-func (a *assembler) load(dst uint8, off int16) {
-	a.emit(unix.BPF_LDX|unix.BPF_W|unix.BPF_MEM, dst, regContext, off, 0)
-}
-
-func (a *assembler) alu(op, dst uint8, imm int32) {
-	a.emit(unix.BPF_ALU|op|unix.BPF_K, dst, 0, 0, imm)
-}
-
-// jump skips the next skip instructions when "dst op imm" holds.
-func (a *assembler) jump(op, dst uint8, imm int32, skip int16) {
-	a.emit(unix.BPF_JMP|op|unix.BPF_K, dst, 0, skip, imm)
-}
-
-func (a *assembler) exit(result int32) {
-	a.emit(unix.BPF_ALU64|unix.BPF_MOV|unix.BPF_K, regResult, 0, 0, result)
-	a.emit(unix.BPF_JMP|unix.BPF_EXIT, 0, 0, 0, 0)
-}
 
 // deviceProgram compiles the rules into a program of type cgroup_device. Its
 // context has three 32-bit words: the access in the upper and the kind in the lower half
@@ -185,12 +155,7 @@ func (g *Group) limitDevices(rules []deviceRule) error {
 	if allowsAll(rules) {
 		return nil
 	}
-	prog, err := loadDeviceProgram(deviceProgram(rules))
-	if err != nil {
-		return fmt.Errorf("load device rules: %w", err)
-	}
-	defer unix.Close(prog)
-	if err := attachDeviceProgram(int(g.fd.Fd()), prog); err != nil {
+	if err := attach(g.fd, unix.BPF_PROG_TYPE_CGROUP_DEVICE, unix.BPF_CGROUP_DEVICE, deviceProgram(rules)); err != nil {
 		return fmt.Errorf("apply device rules: %w", err)
 	}
 	return nil

@@ -25,13 +25,14 @@ type bpfAttach struct {
 	target, prog, attachType, flags uint32
 }
 
-func loadDeviceProgram(code []byte) (int, error) {
+// loadProgram loads a BPF program of a type for a place of attachment. The caller closes the result.
+func loadProgram(progType, attachType uint32, code []byte) (int, error) {
 	attr := bpfLoad{
-		progType:   unix.BPF_PROG_TYPE_CGROUP_DEVICE,
+		progType:   progType,
 		insnCount:  uint32(len(code) / 8),
 		insns:      uint64(uintptr(unsafe.Pointer(&code[0]))),
 		license:    uint64(uintptr(unsafe.Pointer(&license[0]))),
-		attachType: unix.BPF_CGROUP_DEVICE,
+		attachType: attachType,
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 	runtime.KeepAlive(code)
@@ -42,8 +43,10 @@ func loadDeviceProgram(code []byte) (int, error) {
 	return int(fd), nil
 }
 
-func attachDeviceProgram(target, prog int) error {
-	attr := bpfAttach{target: uint32(target), prog: uint32(prog), attachType: unix.BPF_CGROUP_DEVICE, flags: unix.BPF_F_ALLOW_MULTI}
+// attachProgram makes the kernel run a loaded program for the processes of a cgroup, beside those
+// that are attached already.
+func attachProgram(cgroup, prog int, attachType uint32) error {
+	attr := bpfAttach{target: uint32(cgroup), prog: uint32(prog), attachType: attachType, flags: unix.BPF_F_ALLOW_MULTI}
 	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_ATTACH, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 	if errno != 0 {
 		return errno
