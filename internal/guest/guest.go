@@ -23,6 +23,7 @@ import (
 	"runv/internal/guest/cgroup"
 	"runv/internal/guest/container"
 	"runv/internal/guest/eventlog"
+	"runv/internal/guest/network"
 	"runv/internal/guest/reaper"
 	"runv/internal/guest/server"
 	"runv/internal/transport"
@@ -117,7 +118,13 @@ func (m *machine) serve(ctx context.Context) error {
 	go r.Run(ctx)
 	go cgroups.Watch(ctx)
 	go m.late.Run(ctx)
-	srv := &server.Server{Containers: m.containers, Events: events, Machine: m, Log: m.log}
+	networks, err := network.NewSet(network.Config{
+		Driver: func(ctx context.Context) error { return m.late.Wait(ctx, "virtio_net") }, Log: m.log,
+	})
+	if err != nil {
+		return err
+	}
+	srv := &server.Server{Containers: m.containers, Networks: networks, Events: events, Machine: m, Log: m.log}
 
 	found, cancel := context.WithTimeout(ctx, portTimeout)
 	defer cancel()

@@ -236,3 +236,15 @@ func (s *processes) Resize(_ context.Context, r *agentv1.ResizeRequest) (*agentv
 	}
 	return &agentv1.ResizeResponse{}, c.Resize(r.ExecId, r.Width, r.Height)
 }
+
+type networks struct{ *Server }
+
+// Apply implements agentv1.NetworksService.
+func (n *networks) Apply(ctx context.Context, r *agentv1.ApplyNetworkRequest) (*agentv1.ApplyNetworkResponse, error) {
+	return n.Networks.Apply(ctx, r)
+}
+
+// Remove implements agentv1.NetworksService.
+func (n *networks) Remove(ctx context.Context, r *agentv1.RemoveNetworkRequest) (*agentv1.RemoveNetworkResponse, error) {
+	return &agentv1.RemoveNetworkResponse{}, n.Networks.Remove(ctx, r.Id)
+}
