@@ -189,7 +189,7 @@ func TestSeccomp(t *testing.T) {
 	b, err = bundle.Parse(with(t, "linux.seccomp", `{"defaultAction":"SCMP_ACT_ALLOW"}`), "/b")
 	assert.NilError(t, err)
 	assert.Assert(t, len(b.Seccomp().Program) > 0)
-	spec, err := b.GuestSpec("/g", nil)
+	spec, err := b.GuestSpec("/g", nil, nil)
 	assert.NilError(t, err)
 	assert.Assert(t, !strings.Contains(string(spec), "seccomp"), "the guest gets the program only")
 }
@@ -499,7 +499,7 @@ func TestGuestHooks(t *testing.T) {
 	guest := func(data []byte) (s specs.Spec) {
 		b, err := bundle.Parse(data, "/b")
 		assert.NilError(t, err)
-		out, err := b.GuestSpec("/g/rootfs", nil)
+		out, err := b.GuestSpec("/g/rootfs", nil, nil)
 		assert.NilError(t, err)
 		assert.NilError(t, json.Unmarshal(out, &s))
 		return s
@@ -529,15 +529,16 @@ func TestGuestSpec(t *testing.T) {
 	b, err := bundle.Parse(data, "/bundle")
 	assert.NilError(t, err)
 
-	_, err = b.GuestSpec("/g/rootfs", map[int]string{7: "/g/7"})
+	_, err = b.GuestSpec("/g/rootfs", map[int]string{7: "/g/7"}, nil)
 	assert.ErrorContains(t, err, "mounts[8]")
-	_, err = b.GuestSpec("/g/rootfs", map[int]string{7: "/g/7", 8: "g"})
+	_, err = b.GuestSpec("/g/rootfs", map[int]string{7: "/g/7", 8: "g"}, nil)
 	assert.ErrorContains(t, err, "mounts[8]")
-	_, err = b.GuestSpec("rootfs", map[int]string{7: "/g/7", 8: "/g/8"})
+	_, err = b.GuestSpec("rootfs", map[int]string{7: "/g/7", 8: "/g/8"}, nil)
 	assert.ErrorContains(t, err, "guest root")
 
 	before := encode(t, b.Spec)
-	out, err := b.GuestSpec("/g/rootfs", map[int]string{7: "/g/7", 8: "/g/8"})
+	joins := map[specs.LinuxNamespaceType]string{specs.IPCNamespace: "container:a", specs.UserNamespace: "container:a"}
+	out, err := b.GuestSpec("/g/rootfs", map[int]string{7: "/g/7", 8: "/g/8"}, joins)
 	assert.NilError(t, err)
 	assert.Equal(t, string(encode(t, b.Spec)), string(before), "the bundle itself must not change")
 
@@ -549,6 +550,11 @@ func TestGuestSpec(t *testing.T) {
 	want.Mounts[8].Source, want.Mounts[8].Options = "/g/8", []string{"bind"}
 	want.Annotations, want.Linux.CgroupsPath, want.Process.User.Username = nil, "", ""
 	want.Process.Capabilities.Bounding = []string{"CAP_KILL"}
+	for i, ns := range want.Linux.Namespaces {
+		if ns.Type == specs.IPCNamespace {
+			want.Linux.Namespaces[i].Path = "container:a"
+		}
+	}
 	assert.DeepEqual(t, got, want)
 }
 

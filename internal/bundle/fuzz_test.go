@@ -29,7 +29,7 @@ func FuzzParse(f *testing.F) {
 			for _, bind := range b.Binds() {
 				sources[bind.Index] = fmt.Sprint("/guest/", bind.Index)
 			}
-			out, err := b.GuestSpec("/guest/rootfs", sources)
+			out, err := b.GuestSpec("/guest/rootfs", sources, nil)
 			assert.NilError(t, err)
 			return out
 		}

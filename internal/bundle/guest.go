@@ -19,8 +19,9 @@ const guestPathRoom = 512
 // becomes root, the source of the bind mount with index i in Spec.Mounts
 // becomes bindSource[i], and what concerns only the host is left out. Both are
 // absolute guest paths. The error is errdefs.ErrInvalidArgument for a missing
-// or relative path.
-func (b *Bundle) GuestSpec(root string, bindSource map[int]string) ([]byte, error) {
+// or relative path. namespaces tells which namespace of the guest the container
+// joins, as the agent API has it, by type; one of another type is a new one.
+func (b *Bundle) GuestSpec(root string, bindSource map[int]string, namespaces map[specs.LinuxNamespaceType]string) ([]byte, error) {
 	if !path.IsAbs(root) {
 		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("translate bundle: guest root %q is not absolute", root))
 	}
@@ -45,6 +46,11 @@ func (b *Bundle) GuestSpec(root string, bindSource map[int]string) ([]byte, erro
 	spec.Process = process
 	linux := *b.Spec.Linux
 	linux.CgroupsPath, linux.Seccomp = "", nil // Seccomp goes as a program
+	linux.Namespaces = slices.Clone(linux.Namespaces)
+	for i := range linux.Namespaces {
+		ns := &linux.Namespaces[i]
+		ns.Path = namespaces[ns.Type]
+	}
 	if p := linux.Personality; p != nil {
 		linux.Personality = &specs.LinuxPersonality{Domain: p.Domain}
 	}
@@ -120,7 +126,11 @@ func (b *Bundle) guestSize() (int, error) {
 	for _, bind := range b.Binds() {
 		sources[bind.Index] = "/" + strings.Repeat("x", guestPathRoom)
 	}
-	data, err := b.GuestSpec("/"+strings.Repeat("x", guestPathRoom), sources)
+	namespaces := map[specs.LinuxNamespaceType]string{}
+	for _, ns := range b.Spec.Linux.Namespaces {
+		namespaces[ns.Type] = strings.Repeat("x", guestPathRoom)
+	}
+	data, err := b.GuestSpec("/"+strings.Repeat("x", guestPathRoom), sources, namespaces)
 	return len(data), err
 }
 

@@ -37,7 +37,7 @@ func TestIDMap(t *testing.T) {
 		b, err := bundle.Parse(set(t, inUserNS(t, ids, ids), "mounts[7]", tc.mount), "/b")
 		assert.NilError(t, err, tc.mount)
 		assert.Equal(t, cmp.Diff(b.Binds()[0].IDMap, tc.want), "")
-		spec, err := b.GuestSpec("/g", map[int]string{7: "/g/7"})
+		spec, err := b.GuestSpec("/g", map[int]string{7: "/g/7"}, nil)
 		assert.NilError(t, err)
 		assert.Assert(t, !strings.Contains(string(spec), "idmap"), "the guest gets files that are mapped")
 		assert.Equal(t, strings.Count(string(spec), "uidMappings"), 1)

@@ -181,7 +181,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	if err != nil {
 		return 0, err
 	}
-	spec, err := b.GuestSpec(mapping.Root, mapping.Binds)
+	spec, err := b.GuestSpec(mapping.Root, mapping.Binds, nil)
 	if err != nil {
 		return 0, err
 	}
