@@ -81,6 +81,11 @@ func importRules() []importRule {
 			why:  "it judges a document; what it needs to know of the guest is in its own table",
 		},
 		{
+			from: []string{"internal/network"},
+			only: []string{"api/agent/...", "internal/hypervisor", "internal/mountns"},
+			why:  "it plugs cards into any VM and tells any agent; the pod decides when",
+		},
+		{
 			from: []string{
 				"internal/console", "internal/cpulist", "internal/hook", "internal/hostcgroup", "internal/journal",
 				"internal/mountns", "internal/resolver", "internal/rpcerror", "internal/stdio", "internal/transport", "internal/unixsock",
