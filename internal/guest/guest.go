@@ -119,7 +119,7 @@ func (m *machine) serve(ctx context.Context) error {
 	go cgroups.Watch(ctx)
 	go m.late.Run(ctx)
 	networks, err := network.NewSet(network.Config{
-		Driver: func(ctx context.Context) error { return m.late.Wait(ctx, "virtio_net") }, Log: m.log,
+		Driver: func(ctx context.Context) error { return m.late.Wait(ctx, "virtio_net") }, Redirect: cgroups.RedirectPort, Log: m.log,
 	})
 	if err != nil {
 		return err

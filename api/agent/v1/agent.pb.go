@@ -2363,6 +2363,102 @@ func (*RemoveNetworkResponse) Descriptor() ([]byte, []int) {
 	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
+type ResolveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`          // of the network
+	Ip            []byte                 `protobuf:"bytes,2,opt,name=ip,proto3" json:"ip,omitempty"`          // of the name server: an IPv4 address of 127.0.0.0/8
+	Stream        uint32                 `protobuf:"varint,3,opt,name=stream,proto3" json:"stream,omitempty"` // number of the stream in the agent channel
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveRequest) Reset() {
+	*x = ResolveRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveRequest) ProtoMessage() {}
+
+func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
+func (*ResolveRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ResolveRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ResolveRequest) GetIp() []byte {
+	if x != nil {
+		return x.Ip
+	}
+	return nil
+}
+
+func (x *ResolveRequest) GetStream() uint32 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
+type ResolveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveResponse) Reset() {
+	*x = ResolveResponse{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveResponse) ProtoMessage() {}
+
+func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
+func (*ResolveResponse) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+}
+
 // Interface is one network device.
 type Interface struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2384,7 +2480,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2492,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2505,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Interface) GetDeviceMac() []byte {
@@ -2498,7 +2594,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2510,7 +2606,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +2619,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Address) GetIp() []byte {
@@ -2598,7 +2694,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +2706,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +2719,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Route) GetFamily() uint32 {
@@ -2736,7 +2832,7 @@ type NextHop struct {
 
 func (x *NextHop) Reset() {
 	*x = NextHop{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2748,7 +2844,7 @@ func (x *NextHop) String() string {
 func (*NextHop) ProtoMessage() {}
 
 func (x *NextHop) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2761,7 +2857,7 @@ func (x *NextHop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
 func (*NextHop) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *NextHop) GetGateway() []byte {
@@ -2806,7 +2902,7 @@ type Neighbour struct {
 
 func (x *Neighbour) Reset() {
 	*x = Neighbour{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2818,7 +2914,7 @@ func (x *Neighbour) String() string {
 func (*Neighbour) ProtoMessage() {}
 
 func (x *Neighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2831,7 +2927,7 @@ func (x *Neighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
 func (*Neighbour) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Neighbour) GetInterface() string {
@@ -2892,7 +2988,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +3000,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,7 +3013,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Rule) GetFamily() uint32 {
@@ -3178,7 +3274,12 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\amissing\x18\x02 \x03(\tR\amissing\"&\n" +
 	"\x14RemoveNetworkRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x17\n" +
-	"\x15RemoveNetworkResponse\"\x98\x02\n" +
+	"\x15RemoveNetworkResponse\"H\n" +
+	"\x0eResolveRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
+	"\x02ip\x18\x02 \x01(\fR\x02ip\x12\x16\n" +
+	"\x06stream\x18\x03 \x01(\rR\x06stream\"\x11\n" +
+	"\x0fResolveResponse\"\x98\x02\n" +
 	"\tInterface\x12\x1d\n" +
 	"\n" +
 	"device_mac\x18\x01 \x01(\fR\tdeviceMac\x12\x12\n" +
@@ -3262,10 +3363,11 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\tProcesses\x12?\n" +
 	"\x04Exec\x12\x1a.runv.agent.v1.ExecRequest\x1a\x1b.runv.agent.v1.ExecResponse\x12E\n" +
 	"\x06Signal\x12\x1c.runv.agent.v1.SignalRequest\x1a\x1d.runv.agent.v1.SignalResponse\x12E\n" +
-	"\x06Resize\x12\x1c.runv.agent.v1.ResizeRequest\x1a\x1d.runv.agent.v1.ResizeResponse2\xb1\x01\n" +
+	"\x06Resize\x12\x1c.runv.agent.v1.ResizeRequest\x1a\x1d.runv.agent.v1.ResizeResponse2\xfb\x01\n" +
 	"\bNetworks\x12P\n" +
 	"\x05Apply\x12\".runv.agent.v1.ApplyNetworkRequest\x1a#.runv.agent.v1.ApplyNetworkResponse\x12S\n" +
-	"\x06Remove\x12#.runv.agent.v1.RemoveNetworkRequest\x1a$.runv.agent.v1.RemoveNetworkResponseB\x1bZ\x19runv/api/agent/v1;agentv1b\x06proto3"
+	"\x06Remove\x12#.runv.agent.v1.RemoveNetworkRequest\x1a$.runv.agent.v1.RemoveNetworkResponse\x12H\n" +
+	"\aResolve\x12\x1d.runv.agent.v1.ResolveRequest\x1a\x1e.runv.agent.v1.ResolveResponseB\x1bZ\x19runv/api/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_api_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -3279,7 +3381,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: runv.agent.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: runv.agent.v1.InfoResponse
@@ -3323,35 +3425,37 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*ApplyNetworkResponse)(nil),  // 39: runv.agent.v1.ApplyNetworkResponse
 	(*RemoveNetworkRequest)(nil),  // 40: runv.agent.v1.RemoveNetworkRequest
 	(*RemoveNetworkResponse)(nil), // 41: runv.agent.v1.RemoveNetworkResponse
-	(*Interface)(nil),             // 42: runv.agent.v1.Interface
-	(*Address)(nil),               // 43: runv.agent.v1.Address
-	(*Route)(nil),                 // 44: runv.agent.v1.Route
-	(*NextHop)(nil),               // 45: runv.agent.v1.NextHop
-	(*Neighbour)(nil),             // 46: runv.agent.v1.Neighbour
-	(*Rule)(nil),                  // 47: runv.agent.v1.Rule
-	nil,                           // 48: runv.agent.v1.InfoResponse.BootMsEntry
-	nil,                           // 49: runv.agent.v1.UpdateResponse.InEffectEntry
-	nil,                           // 50: runv.agent.v1.StatsResponse.MemoryStatEntry
-	nil,                           // 51: runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
+	(*ResolveRequest)(nil),        // 42: runv.agent.v1.ResolveRequest
+	(*ResolveResponse)(nil),       // 43: runv.agent.v1.ResolveResponse
+	(*Interface)(nil),             // 44: runv.agent.v1.Interface
+	(*Address)(nil),               // 45: runv.agent.v1.Address
+	(*Route)(nil),                 // 46: runv.agent.v1.Route
+	(*NextHop)(nil),               // 47: runv.agent.v1.NextHop
+	(*Neighbour)(nil),             // 48: runv.agent.v1.Neighbour
+	(*Rule)(nil),                  // 49: runv.agent.v1.Rule
+	nil,                           // 50: runv.agent.v1.InfoResponse.BootMsEntry
+	nil,                           // 51: runv.agent.v1.UpdateResponse.InEffectEntry
+	nil,                           // 52: runv.agent.v1.StatsResponse.MemoryStatEntry
+	nil,                           // 53: runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
-	48, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
+	50, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
 	8,  // 1: runv.agent.v1.Event.exit:type_name -> runv.agent.v1.Exit
 	9,  // 2: runv.agent.v1.Event.drained:type_name -> runv.agent.v1.Drained
 	10, // 3: runv.agent.v1.Event.oom:type_name -> runv.agent.v1.OOM
 	13, // 4: runv.agent.v1.CreateRequest.stdio:type_name -> runv.agent.v1.Stdio
 	15, // 5: runv.agent.v1.CreateRequest.seccomp:type_name -> runv.agent.v1.Seccomp
-	49, // 6: runv.agent.v1.UpdateResponse.in_effect:type_name -> runv.agent.v1.UpdateResponse.InEffectEntry
-	50, // 7: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
+	51, // 6: runv.agent.v1.UpdateResponse.in_effect:type_name -> runv.agent.v1.UpdateResponse.InEffectEntry
+	52, // 7: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
 	30, // 8: runv.agent.v1.ProcessesResponse.processes:type_name -> runv.agent.v1.Process
 	13, // 9: runv.agent.v1.ExecRequest.stdio:type_name -> runv.agent.v1.Stdio
-	42, // 10: runv.agent.v1.ApplyNetworkRequest.interfaces:type_name -> runv.agent.v1.Interface
-	44, // 11: runv.agent.v1.ApplyNetworkRequest.routes:type_name -> runv.agent.v1.Route
-	46, // 12: runv.agent.v1.ApplyNetworkRequest.neighbours:type_name -> runv.agent.v1.Neighbour
-	47, // 13: runv.agent.v1.ApplyNetworkRequest.rules:type_name -> runv.agent.v1.Rule
-	51, // 14: runv.agent.v1.ApplyNetworkRequest.sysctls:type_name -> runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
-	43, // 15: runv.agent.v1.Interface.addresses:type_name -> runv.agent.v1.Address
-	45, // 16: runv.agent.v1.Route.next_hops:type_name -> runv.agent.v1.NextHop
+	44, // 10: runv.agent.v1.ApplyNetworkRequest.interfaces:type_name -> runv.agent.v1.Interface
+	46, // 11: runv.agent.v1.ApplyNetworkRequest.routes:type_name -> runv.agent.v1.Route
+	48, // 12: runv.agent.v1.ApplyNetworkRequest.neighbours:type_name -> runv.agent.v1.Neighbour
+	49, // 13: runv.agent.v1.ApplyNetworkRequest.rules:type_name -> runv.agent.v1.Rule
+	53, // 14: runv.agent.v1.ApplyNetworkRequest.sysctls:type_name -> runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
+	45, // 15: runv.agent.v1.Interface.addresses:type_name -> runv.agent.v1.Address
+	47, // 16: runv.agent.v1.Route.next_hops:type_name -> runv.agent.v1.NextHop
 	0,  // 17: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
 	2,  // 18: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
 	4,  // 19: runv.agent.v1.Guest.Online:input_type -> runv.agent.v1.OnlineRequest
@@ -3370,26 +3474,28 @@ var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	36, // 32: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
 	38, // 33: runv.agent.v1.Networks.Apply:input_type -> runv.agent.v1.ApplyNetworkRequest
 	40, // 34: runv.agent.v1.Networks.Remove:input_type -> runv.agent.v1.RemoveNetworkRequest
-	1,  // 35: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
-	3,  // 36: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
-	5,  // 37: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
-	7,  // 38: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
-	12, // 39: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
-	16, // 40: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
-	18, // 41: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
-	20, // 42: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
-	22, // 43: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
-	24, // 44: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
-	26, // 45: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
-	28, // 46: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
-	31, // 47: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
-	33, // 48: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
-	35, // 49: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
-	37, // 50: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
-	39, // 51: runv.agent.v1.Networks.Apply:output_type -> runv.agent.v1.ApplyNetworkResponse
-	41, // 52: runv.agent.v1.Networks.Remove:output_type -> runv.agent.v1.RemoveNetworkResponse
-	35, // [35:53] is the sub-list for method output_type
-	17, // [17:35] is the sub-list for method input_type
+	42, // 35: runv.agent.v1.Networks.Resolve:input_type -> runv.agent.v1.ResolveRequest
+	1,  // 36: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
+	3,  // 37: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
+	5,  // 38: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
+	7,  // 39: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
+	12, // 40: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
+	16, // 41: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
+	18, // 42: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
+	20, // 43: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
+	22, // 44: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
+	24, // 45: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
+	26, // 46: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
+	28, // 47: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
+	31, // 48: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
+	33, // 49: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
+	35, // 50: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
+	37, // 51: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
+	39, // 52: runv.agent.v1.Networks.Apply:output_type -> runv.agent.v1.ApplyNetworkResponse
+	41, // 53: runv.agent.v1.Networks.Remove:output_type -> runv.agent.v1.RemoveNetworkResponse
+	43, // 54: runv.agent.v1.Networks.Resolve:output_type -> runv.agent.v1.ResolveResponse
+	36, // [36:55] is the sub-list for method output_type
+	17, // [17:36] is the sub-list for method input_type
 	17, // [17:17] is the sub-list for extension type_name
 	17, // [17:17] is the sub-list for extension extendee
 	0,  // [0:17] is the sub-list for field type_name
@@ -3411,7 +3517,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   52,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

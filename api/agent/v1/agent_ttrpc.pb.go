@@ -374,6 +374,7 @@ func (c *processesClient) Resize(ctx context.Context, req *ResizeRequest) (*Resi
 type NetworksService interface {
 	Apply(context.Context, *ApplyNetworkRequest) (*ApplyNetworkResponse, error)
 	Remove(context.Context, *RemoveNetworkRequest) (*RemoveNetworkResponse, error)
+	Resolve(context.Context, *ResolveRequest) (*ResolveResponse, error)
 }
 
 func RegisterNetworksService(srv *ttrpc.Server, svc NetworksService) {
@@ -392,6 +393,13 @@ func RegisterNetworksService(srv *ttrpc.Server, svc NetworksService) {
 					return nil, err
 				}
 				return svc.Remove(ctx, &req)
+			},
+			"Resolve": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ResolveRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Resolve(ctx, &req)
 			},
 		},
 	})
@@ -418,6 +426,14 @@ func (c *networksClient) Apply(ctx context.Context, req *ApplyNetworkRequest) (*
 func (c *networksClient) Remove(ctx context.Context, req *RemoveNetworkRequest) (*RemoveNetworkResponse, error) {
 	var resp RemoveNetworkResponse
 	if err := c.client.Call(ctx, "runv.agent.v1.Networks", "Remove", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *networksClient) Resolve(ctx context.Context, req *ResolveRequest) (*ResolveResponse, error) {
+	var resp ResolveResponse
+	if err := c.client.Call(ctx, "runv.agent.v1.Networks", "Resolve", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

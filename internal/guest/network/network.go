@@ -1,5 +1,5 @@
 // Package network makes the guest's copies of the host's network namespaces. internal/guest/server
-// calls Apply and Remove for the host's requests, internal/guest/container Open, Adopt and Release for
+// calls Apply, Remove and Resolve for the host's requests, internal/guest/container Open, Adopt and Release for
 // the containers that are in a network.
 //
 // A network is a network namespace of the guest, held by a descriptor, and what the host said last
@@ -34,7 +34,9 @@ const maxNetworks = 256
 type Config struct {
 	// Driver loads the driver of network devices; nil: it is there. It may be called often.
 	Driver func(context.Context) error
-	Log    *slog.Logger
+	// Redirect makes the sockets of containers that speak to a port of an address speak to another.
+	Redirect func(ip [4]byte, from, to uint16) error
+	Log      *slog.Logger
 }
 
 // Set is all networks of the guest. It is safe for concurrent use.
@@ -45,6 +47,9 @@ type Set struct {
 
 	mu   sync.Mutex
 	byID map[string]*network
+
+	serving sync.Mutex         // guards ports while name servers begin to be served
+	ports   map[[4]byte]uint16 // that stand for port 53 of an address, in every network
 }
 
 // network is one network. Whoever holds the token in turn may use what stands below it.
@@ -56,6 +61,7 @@ type network struct {
 	mu    sync.Mutex // guards what follows
 	netns *os.File   // nil: removed, or not made yet
 	users int        // containers that are in it
+	names func()     // ends the name server; nil: there is none
 }
 
 // NewSet makes an empty set. The namespace of the calling thread is where devices appear.
@@ -64,7 +70,7 @@ func NewSet(cfg Config) (*Set, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the guest's network namespace: %w", fault.Cause(err))
 	}
-	return &Set{Config: cfg, home: home, identify: permanent, byID: make(map[string]*network)}, nil
+	return &Set{Config: cfg, home: home, identify: permanent, byID: make(map[string]*network), ports: make(map[[4]byte]uint16)}, nil
 }
 
 // permanent is the hardware address that a device came with, whatever it has now.
@@ -202,6 +208,7 @@ func (s *Set) Remove(ctx context.Context, id string) error {
 		return nil
 	}
 	defer netns.Close()
+	n.setNames(nil)
 	s.mu.Lock()
 	delete(s.byID, id)
 	s.mu.Unlock()

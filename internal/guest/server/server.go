@@ -57,7 +57,7 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn, claim func(context.Co
 	agentv1.RegisterGuestService(srv, &guest{Server: s, conn: watched})
 	agentv1.RegisterContainersService(srv, &containers{Server: s, claim: claim})
 	agentv1.RegisterProcessesService(srv, &processes{Server: s, claim: claim})
-	agentv1.RegisterNetworksService(srv, &networks{s})
+	agentv1.RegisterNetworksService(srv, &networks{Server: s, claim: claim})
 	err = srv.Serve(ctx, &listener{conn: watched})
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, ttrpc.ErrServerClosed) {
 		err = nil

@@ -237,7 +237,10 @@ func (s *processes) Resize(_ context.Context, r *agentv1.ResizeRequest) (*agentv
 	return &agentv1.ResizeResponse{}, c.Resize(r.ExecId, r.Width, r.Height)
 }
 
-type networks struct{ *Server }
+type networks struct {
+	*Server
+	claim claimFunc
+}
 
 // Apply implements agentv1.NetworksService.
 func (n *networks) Apply(ctx context.Context, r *agentv1.ApplyNetworkRequest) (*agentv1.ApplyNetworkResponse, error) {
@@ -247,4 +250,17 @@ func (n *networks) Apply(ctx context.Context, r *agentv1.ApplyNetworkRequest) (*
 // Remove implements agentv1.NetworksService.
 func (n *networks) Remove(ctx context.Context, r *agentv1.RemoveNetworkRequest) (*agentv1.RemoveNetworkResponse, error) {
 	return &agentv1.RemoveNetworkResponse{}, n.Networks.Remove(ctx, r.Id)
+}
+
+// Resolve implements agentv1.NetworksService.
+func (n *networks) Resolve(ctx context.Context, r *agentv1.ResolveRequest) (*agentv1.ResolveResponse, error) {
+	stream, err := n.claim(ctx, r.Stream)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.Networks.Resolve(r.Id, r.Ip, stream); err != nil {
+		_ = stream.Close()
+		return nil, err
+	}
+	return &agentv1.ResolveResponse{}, nil
 }
