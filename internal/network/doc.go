@@ -18,7 +18,7 @@
 //   - those on top of another interface of the same namespace (VLANs, macvlans), whose packets the
 //     interface below takes into the guest;
 //   - ifb, VRFs, and the devices that tunnel modules make in each namespace (gretap0, erspan0);
-//   - those with names that are not UTF-8 or have a percent sign, which messages cannot carry.
+//   - those with names that are not UTF-8, which messages cannot carry.
 //
 // Interfaces without Ethernet (tun, wireguard, sit) are left out, and logged when they are up. So are
 // the routes, rules and neighbours that need an interface that is left out.

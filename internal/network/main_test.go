@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -111,6 +112,18 @@ func handle(t *testing.T, ns *network.Namespace) *netlink.Handle {
 	assert.NilError(t, err)
 	t.Cleanup(h.Close)
 	return h
+}
+
+// move moves an interface to another namespace.
+func move(t *testing.T, from, to *network.Namespace, name string) {
+	t.Helper()
+	file, err := os.Open(to.Path())
+	assert.NilError(t, err)
+	defer file.Close()
+	h := handle(t, from)
+	link, err := h.LinkByName(name)
+	assert.NilError(t, err)
+	assert.NilError(t, h.LinkSetNsFd(link, int(file.Fd())))
 }
 
 // machine plays a VM: it keeps the taps of its cards open as a VMM does.
@@ -345,3 +358,13 @@ func contains(t *testing.T, err error, text string) {
 }
 
 var errTest = errors.New("no more slots")
+
+// bytesOf is an address as messages have it.
+func bytesOf(ip string) []byte {
+	if ip == "" {
+		return nil
+	}
+	return netip.MustParseAddr(ip).AsSlice()
+}
+
+var agentIP = net.UDPAddr{IP: net.IPv4(10, 1, 0, 2), Port: 9}

@@ -591,6 +591,14 @@ func (m *Mirror) Close(ctx context.Context) error {
 
 func (m *Mirror) close(ctx context.Context) error {
 	var errs []error
+	if m.events != nil {
+		m.events.close()
+		m.events = nil
+	}
+	if m.members != nil {
+		m.members.Close()
+		m.members = nil
+	}
 	for index, p := range m.ports {
 		m.leaving = append(m.leaving, p)
 		delete(m.ports, index)
@@ -619,14 +627,6 @@ func (m *Mirror) close(ctx context.Context) error {
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
-	}
-	if m.events != nil {
-		m.events.close()
-		m.events = nil
-	}
-	if m.members != nil {
-		m.members.Close()
-		m.members = nil
 	}
 	if m.kernel != nil {
 		m.kernel.close()

@@ -179,7 +179,7 @@ func (s *snapshot) carries(l netlink.Link) (mirrored bool, why string) {
 		return false, "" // its master carries what it has
 	case l.Type() != "veth" && a.ParentIndex != 0 && a.NetNsID < 0 && a.ParentIndex != a.Index && s.link(a.ParentIndex) != nil:
 		return false, "its packets go into the VM through the interface that it is on"
-	case !utf8.ValidString(a.Name) || strings.ContainsRune(a.Name, '%'):
+	case !utf8.ValidString(a.Name):
 		return false, "its name cannot be told"
 	case len(a.HardwareAddr) != 6:
 		return false, "its address is not one of Ethernet"
@@ -306,13 +306,13 @@ func (q *requester) addresses(a *netlink.LinkAttrs, keep func(netlink.Addr) bool
 }
 
 func ownOfLoopback(a netlink.Addr) bool {
-	return !(a.IP.Equal(net.IPv6loopback) || (a.IP.IsLoopback() && a.IP.Equal(net.IPv4(127, 0, 0, 1)) && a.Peer == nil))
+	return a.Peer != nil || !a.IP.Equal(net.IPv6loopback) && !a.IP.Equal(net.IPv4(127, 0, 0, 1))
 }
 
 // allRoutes returns those that need no other first.
 func (q *requester) allRoutes() []*agentv1.Route {
 	var direct, through []*agentv1.Route
-	for _, r := range q.snapshot.routes {
+	for _, r := range q.routes {
 		m, why := q.route(r)
 		switch {
 		case why != "":
@@ -392,7 +392,7 @@ func (q *requester) nextHop(h *netlink.NexthopInfo) (*agentv1.NextHop, bool) {
 
 func (q *requester) allNeighbours() []*agentv1.Neighbour {
 	var all []*agentv1.Neighbour
-	for _, n := range q.snapshot.neighbours {
+	for _, n := range q.neighbours {
 		name, ok := q.names[n.LinkIndex]
 		proxy := n.Flags&netlink.NTF_PROXY != 0
 		if !ok || n.IP == nil || (!proxy && n.State != netlink.NUD_PERMANENT) || (len(n.HardwareAddr) != 6 && !proxy) {
@@ -412,7 +412,7 @@ func (q *requester) allNeighbours() []*agentv1.Neighbour {
 
 func (q *requester) allRules() []*agentv1.Rule {
 	var all []*agentv1.Rule
-	for _, message := range q.snapshot.rules {
+	for _, message := range q.rules {
 		r, why := rule(message)
 		switch {
 		case why != "":
@@ -491,7 +491,7 @@ func rule(message []byte) (r *agentv1.Rule, why string) {
 		}
 	}
 	for _, name := range []string{r.InputInterface, r.OutputInterface} {
-		if !utf8.ValidString(name) || strings.ContainsRune(name, '%') {
+		if !utf8.ValidString(name) {
 			why = "the name of its interface cannot be told"
 		}
 	}
