@@ -44,6 +44,7 @@ type container struct {
 	unsaved   bool                  // the record on disk is older than this one
 	forgotten chan struct{}         // closed when all of it is gone and its poststop hooks have run
 	limits    *specs.LinuxResources // as updates have left them; may be nil
+	network   *podNetwork           // nil: it has none of the host's
 
 	poststart *poststart // nil: not begun, or no hooks
 }
@@ -177,11 +178,19 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 			return 0, err
 		}
 	}
+	net, firstThere, err := p.joinNetwork(ctx, c, b, proc.standIn.PID)
+	if err != nil {
+		return 0, err
+	}
 	mapping, err := p.addToShare(ctx, c, b)
 	if err != nil {
 		return 0, err
 	}
-	spec, err := b.GuestSpec(mapping.Root, mapping.Binds, nil)
+	namespaces := make(map[specs.LinuxNamespaceType]string)
+	if net != nil {
+		namespaces[specs.NetworkNamespace] = "network:" + net.id
+	}
+	spec, err := b.GuestSpec(mapping.Root, mapping.Binds, namespaces)
 	if err != nil {
 		return 0, err
 	}
@@ -190,11 +199,22 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 		return 0, err
 	}
 	hooked := time.Now()
+	if firstThere {
+		if err := net.mirror.Prepare(ctx); err != nil { // while the VM boots
+			return 0, err
+		}
+	}
 	vm, err := p.awaitBoot(ctx)
 	if err != nil {
 		return 0, err
 	}
 	booted := time.Now()
+	if net != nil {
+		if err := net.start(ctx, vm); err != nil {
+			return 0, p.explain(err, vm)
+		}
+	}
+	connected := time.Now()
 	stdio, err := proc.openStreams(vm.Agent)
 	if err != nil {
 		return 0, p.explain(err, vm)
@@ -222,7 +242,10 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 		if h := record.Hooks; len(h.Prestart)+len(h.CreateRuntime) > 0 { //nolint:staticcheck // prestart is deprecated, and used
 			p.phase("hooks "+req.ID, hooked.Sub(mounted))
 		}
-		p.phase("create "+req.ID, time.Since(booted))
+		if firstThere {
+			p.phase("network "+net.id, connected.Sub(booted))
+		}
+		p.phase("create "+req.ID, time.Since(connected))
 		p.created(c, proc)
 		return nil
 	})
@@ -281,7 +304,6 @@ func (p *Pod) created(c *container, proc *process) {
 func (p *Pod) abandon(c *container, err error) {
 	p.log.Warn("create failed", "container", c.record.ID, "err", err)
 	vm, inGuest := p.vm, c.inGuest
-	id := c.record.ID
 	for _, proc := range c.processes {
 		p.dropProcess(proc)
 	}
@@ -289,14 +311,15 @@ func (p *Pod) abandon(c *container, err error) {
 		p.setStatus(c, state.Stopped)
 	}
 	go func() {
-		p.removeFromVM(vm, id, inGuest)
+		p.removeFromVM(vm, c, inGuest)
 		p.post(func() { p.forget(c) })
 	}()
 	p.stopIfUnused()
 }
 
 // removeFromVM removes what the guest and the share hold of a container.
-func (p *Pod) removeFromVM(vm *factory.VM, id string, inGuest bool) {
+func (p *Pod) removeFromVM(vm *factory.VM, c *container, inGuest bool) {
+	id := c.record.ID
 	if vm != nil && inGuest {
 		select {
 		case <-p.stopped:
@@ -313,6 +336,7 @@ func (p *Pod) removeFromVM(vm *factory.VM, id string, inGuest bool) {
 			cancel()
 		}
 	}
+	p.leaveNetwork(c)
 	if err := p.cfg.Share.Remove(id); err != nil {
 		p.log.Error("remove from share", "container", id, "err", err)
 	}
@@ -666,7 +690,7 @@ func (p *Pod) remove(ctx context.Context, c *container) error {
 		// The VM goes as a whole; taking it apart piece by piece would only take longer.
 		err = p.awaitStopped(ctx)
 	} else {
-		p.removeFromVM(vm, c.record.ID, c.inGuest)
+		p.removeFromVM(vm, c, c.inGuest)
 	}
 	return errors.Join(err, p.do(context.WithoutCancel(ctx), func() error {
 		p.append(journal.Event{Type: journal.Delete, Container: c.record.ID})

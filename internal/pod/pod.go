@@ -14,6 +14,7 @@ import (
 	"runv/internal/hostcgroup"
 	"runv/internal/hypervisor"
 	"runv/internal/journal"
+	"runv/internal/network"
 	"runv/internal/rpcerror"
 	"runv/internal/standin"
 	"runv/internal/state"
@@ -75,7 +76,10 @@ type Config struct {
 	StandIns standIns
 	Journal  *journal.Journal
 	OnHost   func(f func() error) error // runs f on a thread with the file system of the host
-	Log      *slog.Logger
+	// Mirror makes what mirrors a network namespace of the host in the guest, as the network with this id;
+	// it calls save before it does what must be undone if this process is killed.
+	Mirror func(id string, ns *network.Namespace, vcpus int, save func(network.Record) error) Mirror
+	Log    *slog.Logger
 }
 
 // Pod is one VM and all that lives in it. Its exported methods are safe for
@@ -93,6 +97,8 @@ type Pod struct {
 	state      State
 	record     state.Pod
 	containers map[string]*container
+	networks   []*podNetwork
+	lastNet    int // number of the newest network
 	vm         *factory.VM
 	failure    error            // why the VM ended, if nobody asked it to
 	pending    int              // ends that are still to be told, records still to be removed
@@ -324,6 +330,7 @@ func (p *Pod) dismantle(graceful bool) {
 		_ = vm.Agent.Close()
 		<-vm.Done()
 	}
+	p.closeNetworks()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	if err := p.cfg.Share.Close(ctx); err != nil {

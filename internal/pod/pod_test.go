@@ -309,11 +309,12 @@ type world struct {
 	ran     chan error
 	bundle  string
 	journal *journal.Journal
+	mirrors *mirrors
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, agent: newAgent(), share: &noShare{added: map[string]bool{}, done: make(chan struct{})}, cgroup: &noCgroup{}, ran: make(chan error, 1)}
+	w := &world{t: t, agent: newAgent(), share: &noShare{added: map[string]bool{}, done: make(chan struct{})}, cgroup: &noCgroup{}, ran: make(chan error, 1), mirrors: &mirrors{}}
 	w.driver = &fake.Driver{Guest: w.agent.serve}
 	root := filepath.Join(t.TempDir(), "root")
 	var err error
@@ -334,6 +335,7 @@ func newWorld(t *testing.T) *world {
 		Factory: factory.Direct{Driver: w.driver, BootTimeout: 5 * time.Second},
 		Share:   w.share, Cgroup: w.cgroup, Recorder: w.disk, StandIns: listener, Journal: w.journal,
 		OnHost: func(f func() error) error { return f() }, Log: slog.New(slog.DiscardHandler),
+		Mirror: w.mirrors.make,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { w.ran <- w.pod.Run(ctx) }()

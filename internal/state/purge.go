@@ -12,13 +12,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"runv/internal/network"
 	"runv/internal/unixsock"
 )
 
 // Purge removes a container by force and from disk alone: it kills the
 // container's stand-in and removes its directory, and when no other container
-// names its pod it kills the pod's supervisor and VM, removes the pod's cgroup,
-// unmounts what is mounted below the pod's directory and removes that, too.
+// names its pod it kills the pod's supervisor and VM, removes the pod's cgroup and what mirrors
+// its network namespaces, unmounts what is mounted below the pod's directory and removes that, too.
 //
 // It works with damaged and missing state files, succeeds when there is
 // nothing to remove, and may run concurrently with itself and anything else.
@@ -45,11 +46,7 @@ func (s *Store) Purge(ctx context.Context, id string) (taken *Container, err err
 		return taken, fmt.Errorf("purge container %s: %w", id, err)
 	}
 	if !shared {
-		err := killPod(ctx, s.PodDir(pod))
-		if err == nil {
-			err = removeCgroup(ctx, s.PodDir(pod))
-		}
-		if err != nil {
+		if err := endPod(ctx, s.PodDir(pod)); err != nil {
 			return taken, fmt.Errorf("purge container %s: %w", id, err)
 		}
 	}
@@ -196,22 +193,37 @@ func (s *Store) podAlive(id string) bool {
 
 // destroy kills what a discarded directory names and then deletes it.
 func destroy(ctx context.Context, dir string) error {
-	err := killPod(ctx, dir)
-	if err == nil {
-		err = removeCgroup(ctx, dir)
-	}
-	if err != nil {
+	if err := endPod(ctx, dir); err != nil {
 		return err // the record must outlive what it names
 	}
 	return removeTree(dir)
 }
 
+// endPod kills the pod whose files are in dir, if it is a pod's, and removes what it has elsewhere.
+func endPod(ctx context.Context, dir string) error {
+	if err := killPod(ctx, dir); err != nil {
+		return err
+	}
+	pod, _ := loose[Pod](filepath.Join(dir, podFile))
+	return errors.Join(removeCgroup(ctx, pod), cleanNetworks(pod))
+}
+
+// cleanNetworks removes what mirrored the pod's network namespaces.
+func cleanNetworks(pod Pod) error {
+	var errs []error
+	for _, r := range pod.Networks[:min(len(pod.Networks), maxNets)] {
+		if err := network.Clean(r); err != nil {
+			errs = append(errs, fmt.Errorf("clean network namespace: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // cgroupTimeout bounds the wait for processes in a pod's cgroup that are ending.
 const cgroupTimeout = 2 * time.Second
 
-// removeCgroup removes the cgroup of the pod whose files are in dir, if it is a pod's and has one.
-func removeCgroup(ctx context.Context, dir string) error {
-	pod, _ := loose[Pod](filepath.Join(dir, podFile))
+// removeCgroup removes the cgroup of a pod, if it has one.
+func removeCgroup(ctx context.Context, pod Pod) error {
 	if pod.Cgroup.IsZero() || pod.Cgroup.Validate() != nil {
 		return nil
 	}

@@ -38,6 +38,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"runv/internal/hostcgroup"
+	"runv/internal/network"
 )
 
 // Version is of the files that this package writes, and the newest that it reads.
@@ -48,6 +49,7 @@ const (
 	maxName   = 255     // bytes of an id: it is the name of a directory
 	maxVM     = 64      // processes of a VM
 	maxPhases = 256     // timed phases of a pod
+	maxNets   = 256     // network namespaces of a pod
 )
 
 // Names of the supervisor's files in the pod's directory that others look for.
@@ -135,6 +137,9 @@ type Pod struct {
 	// Cgroup is the pod's on the host. It is removed after the pod, when no container names that any
 	// more.
 	Cgroup hostcgroup.Record `json:"cgroup,omitzero"`
+	// Networks are what mirrors the pod's network namespaces has made there, to be removed when the VM has
+	// ended.
+	Networks []network.Record `json:"networks,omitempty"`
 }
 
 // Phase is one timed step of the pod's start.
@@ -216,6 +221,8 @@ func (p *Pod) validate() error {
 		return damaged("%d entries in vm", len(p.VM))
 	case len(p.Phases) > maxPhases:
 		return damaged("%d entries in phases", len(p.Phases))
+	case len(p.Networks) > maxNets:
+		return damaged("%d entries in networks", len(p.Networks))
 	case p.VCPUs < 0:
 		return damaged("vcpus %d", p.VCPUs)
 	case p.MemoryBytes < 0:

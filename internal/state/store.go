@@ -249,7 +249,8 @@ func (s *Store) RemovePod(id string) error {
 	if unused() == nil {
 		ctx, cancel := bounded(cgroupTimeout)
 		defer cancel()
-		if err := removeCgroup(ctx, s.PodDir(id)); err != nil {
+		pod, _ := loose[Pod](filepath.Join(s.PodDir(id), podFile))
+		if err := errors.Join(removeCgroup(ctx, pod), cleanNetworks(pod)); err != nil {
 			return fmt.Errorf("remove pod %s: %w", id, err)
 		}
 	}

@@ -33,6 +33,7 @@ import (
 	"runv/internal/hypervisor/qemu"
 	"runv/internal/journal"
 	"runv/internal/mountns"
+	"runv/internal/network"
 	"runv/internal/pod"
 	"runv/internal/standin"
 	"runv/internal/state"
@@ -220,6 +221,9 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 		Factory: factory.Direct{Driver: driver, BootTimeout: cfg.BootTimeout},
 		Share:   share, Cgroup: cgroup, Recorder: store, StandIns: s.standIns, Journal: s.journal, Log: log,
 		OnHost: func(f func() error) error { return mountns.Do(hostMounts, f) },
+		Mirror: func(id string, ns *network.Namespace, vcpus int, save func(network.Record) error) pod.Mirror {
+			return network.New(network.Config{ID: id, Namespace: ns, Queues: vcpus, Save: save, Log: log})
+		},
 	}), s, nil
 }
 

@@ -1,0 +1,189 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"runv/internal/bundle"
+	"runv/internal/factory"
+	"runv/internal/network"
+	"runv/internal/state"
+)
+
+// Mirror makes a network of the guest like a network namespace of the host; network.Mirror is one.
+type Mirror interface {
+	Prepare(ctx context.Context) error
+	Start(ctx context.Context, vm network.VM, guest network.Guest) error
+	Close(ctx context.Context) error
+}
+
+// podNetwork is a network namespace of the host that containers of the pod live in, and what
+// mirrors it in the guest. It belongs to the pod's goroutine, but for what is told otherwise.
+type podNetwork struct {
+	id     string             // in the guest; immutable
+	ns     *network.Namespace // immutable
+	mirror Mirror             // immutable
+	users  int                // containers
+	record network.Record     // what is to be cleaned if this process is killed
+
+	turn  chan struct{} // holds a token while somebody starts it, who may use what follows
+	tried bool
+	err   error // of the start
+}
+
+// joinNetwork finds or makes the network of the network namespace that a container's stand-in lives
+// in. nil: the container has none of the host's. leaveNetwork undoes it.
+func (p *Pod) joinNetwork(ctx context.Context, c *container, b *bundle.Bundle, standIn int) (n *podNetwork, first bool, err error) {
+	path, ok := b.NetNS()
+	if !ok {
+		return nil, false, nil
+	}
+	ns, err := openNetNS(path, standIn)
+	if err == nil && path == "" {
+		err = setLoopbackUp(ns)
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("network: %w", err)
+	}
+	err = p.do(ctx, func() error {
+		if p.state == Stopping || p.state == Stopped {
+			return errStopping
+		}
+		for _, known := range p.networks {
+			if known.ns.ID() == ns.ID() {
+				n = known
+			}
+		}
+		if first = n == nil; first {
+			p.lastNet++
+			n = &podNetwork{id: fmt.Sprintf("net%d", p.lastNet), ns: ns, turn: make(chan struct{}, 1)}
+			n.mirror = p.cfg.Mirror(n.id, ns, p.record.VCPUs, func(r network.Record) error { return p.saveNetwork(n, r) })
+			p.networks = append(p.networks, n)
+		}
+		n.users++
+		c.network = n
+		c.record.NetNS = state.NetNS{Path: path, Dev: ns.ID().Dev, Ino: ns.ID().Ino}
+		return nil
+	})
+	if err != nil || !first {
+		err = errors.Join(err, ns.Close())
+	}
+	return n, first, err
+}
+
+// setLoopbackUp sets lo up in a new network namespace, as runc does: hooks and what they start count on it.
+func setLoopbackUp(ns *network.Namespace) error {
+	h, err := ns.Handle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err == nil {
+		err = h.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("set lo up: %w", err)
+	}
+	return nil
+}
+
+// openNetNS opens the network namespace of a stand-in, by the specification's path if that leads to it:
+// whoever cleans up after this process finds it there even when the stand-in has gone.
+func openNetNS(path string, standIn int) (*network.Namespace, error) {
+	ns, err := network.Open(fmt.Sprintf("/proc/%d/ns/net", standIn))
+	if err != nil || path == "" {
+		return ns, err
+	}
+	named, err := network.Open(path)
+	if err != nil {
+		return ns, nil //nolint:nilerr // the path is only for later
+	}
+	if named.ID() != ns.ID() {
+		return ns, named.Close()
+	}
+	return named, ns.Close()
+}
+
+// saveNetwork records what a mirror is about to do.
+func (p *Pod) saveNetwork(n *podNetwork, r network.Record) error {
+	return p.do(context.Background(), func() error {
+		n.record = r
+		p.record.Networks = nil
+		for _, known := range p.networks {
+			if len(known.record.Links) > 0 {
+				p.record.Networks = append(p.record.Networks, known.record)
+			}
+		}
+		return p.cfg.Recorder.SavePod(p.record)
+	})
+}
+
+// start makes the guest have the network, once; who comes later waits for that.
+func (n *podNetwork) start(ctx context.Context, vm *factory.VM) error {
+	select {
+	case n.turn <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-n.turn }()
+	if !n.tried {
+		n.tried = true
+		n.err = n.mirror.Start(ctx, vm, vm.Agent.Networks)
+	}
+	return n.err
+}
+
+// leaveNetwork ends a container's use of its network, and with the last one the network.
+func (p *Pod) leaveNetwork(c *container) {
+	var last *podNetwork
+	err := p.do(context.Background(), func() error {
+		n := c.network
+		if c.network = nil; n == nil {
+			return nil
+		}
+		if n.users--; n.users == 0 {
+			last = n
+			p.dropNetwork(n)
+		}
+		return nil
+	})
+	if err == nil && last != nil {
+		p.closeNetwork(last)
+	}
+}
+
+// dropNetwork takes a network out of the pod. On the pod's goroutine.
+func (p *Pod) dropNetwork(n *podNetwork) {
+	for i, known := range p.networks {
+		if known == n {
+			p.networks = append(p.networks[:i:i], p.networks[i+1:]...)
+			return
+		}
+	}
+}
+
+// closeNetwork takes down what mirrors a network that was dropped.
+func (p *Pod) closeNetwork(n *podNetwork) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	err := errors.Join(n.mirror.Close(ctx), n.ns.Close())
+	if err != nil {
+		p.log.Error("close network", "network", n.id, "err", err) // its record is on disk
+		return
+	}
+	_ = p.saveNetwork(n, network.Record{})
+}
+
+// closeNetworks takes all down when the VM has ended.
+func (p *Pod) closeNetworks() {
+	var all []*podNetwork
+	_ = p.do(context.Background(), func() error {
+		all, p.networks = p.networks, nil
+		return nil
+	})
+	for _, n := range all {
+		p.closeNetwork(n)
+	}
+}
