@@ -210,7 +210,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	}
 	booted := time.Now()
 	if net != nil {
-		if err := net.start(ctx, vm); err != nil {
+		if err := p.startNetwork(ctx, net, vm); err != nil {
 			return 0, p.explain(err, vm)
 		}
 	}
@@ -228,6 +228,12 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	}
 	if _, err := vm.Agent.Containers.Create(ctx, create); err != nil {
 		return 0, p.explain(agentclient.Error(err), vm)
+	}
+	if net != nil {
+		net.created.Store(true)
+		if err := p.serveNames(ctx, net, vm); err != nil {
+			return 0, p.explain(err, vm)
+		}
 	}
 	if first != nil {
 		if err := p.cfg.Cgroup.Limit(first.Resources, first.VMMemory); err != nil {

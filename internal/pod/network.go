@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"runv/internal/bundle"
 	"runv/internal/factory"
@@ -30,6 +31,9 @@ type podNetwork struct {
 	turn  chan struct{} // holds a token while somebody starts it, who may use what follows
 	tried bool
 	err   error // of the start
+
+	created atomic.Bool // a container is in it, so that its namespace in the guest stays the same
+	names   names
 }
 
 // joinNetwork finds or makes the network of the network namespace that a container's stand-in lives
@@ -57,7 +61,7 @@ func (p *Pod) joinNetwork(ctx context.Context, c *container, b *bundle.Bundle, s
 		}
 		if first = n == nil; first {
 			p.lastNet++
-			n = &podNetwork{id: fmt.Sprintf("net%d", p.lastNet), ns: ns, turn: make(chan struct{}, 1)}
+			n = &podNetwork{id: fmt.Sprintf("net%d", p.lastNet), ns: ns, turn: make(chan struct{}, 1), names: names{turn: make(chan struct{}, 1)}}
 			n.mirror = p.cfg.Mirror(n.id, ns, p.record.VCPUs, func(r network.Record) error { return p.saveNetwork(n, r) })
 			p.networks = append(p.networks, n)
 		}
@@ -120,8 +124,8 @@ func (p *Pod) saveNetwork(n *podNetwork, r network.Record) error {
 	})
 }
 
-// start makes the guest have the network, once; who comes later waits for that.
-func (n *podNetwork) start(ctx context.Context, vm *factory.VM) error {
+// startNetwork makes the guest have a network, once; who comes later waits for that.
+func (p *Pod) startNetwork(ctx context.Context, n *podNetwork, vm *factory.VM) error {
 	select {
 	case n.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -130,7 +134,11 @@ func (n *podNetwork) start(ctx context.Context, vm *factory.VM) error {
 	defer func() { <-n.turn }()
 	if !n.tried {
 		n.tried = true
-		n.err = n.mirror.Start(ctx, vm, vm.Agent.Networks)
+		n.err = n.mirror.Start(ctx, vm, tellingGuest{vm.Agent.Networks, func() {
+			if n.created.Load() { // a name server may have come with an interface
+				go p.serveNamesLater(n, vm)
+			}
+		}})
 	}
 	return n.err
 }
@@ -168,7 +176,9 @@ func (p *Pod) dropNetwork(n *podNetwork) {
 func (p *Pod) closeNetwork(n *podNetwork) {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	err := errors.Join(n.mirror.Close(ctx), n.ns.Close())
+	err := n.mirror.Close(ctx)
+	n.endNames()
+	err = errors.Join(err, n.ns.Close())
 	if err != nil {
 		p.log.Error("close network", "network", n.id, "err", err) // its record is on disk
 		return

@@ -1,0 +1,4 @@
+package pod
+
+// Listens tells whether a socket is bound to an address in the calling thread's network namespace.
+var Listens = listens
