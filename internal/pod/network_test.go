@@ -157,34 +157,3 @@ func TestNetworkFails(t *testing.T) {
 		assert.Equal(t, len(w.podRecord().Networks), 0)
 	}
 }
-
-// The record of a namespace has the path that the specification gives, if that leads there: the
-// stand-in's has gone when somebody cleans up.
-func TestPathOfTheNetwork(t *testing.T) {
-	w := newWorld(t)
-	path := netNS(t)
-	w.setNetNS(func(list []specs.LinuxNamespace) []specs.LinuxNamespace {
-		for i := range list {
-			if list[i].Type == specs.NetworkNamespace {
-				list[i].Path = path // the stand-in is elsewhere
-			}
-		}
-		return list
-	})
-	_, err := w.create("a", 1)
-	assert.NilError(t, err)
-	assert.Equal(t, w.podRecord().Networks[0].Path, fmt.Sprintf("/proc/%d/ns/net", os.Getpid()))
-
-	w = newWorld(t)
-	w.setNetNS(func(list []specs.LinuxNamespace) []specs.LinuxNamespace {
-		for i := range list {
-			if list[i].Type == specs.NetworkNamespace {
-				list[i].Path = "/proc/self/ns/net"
-			}
-		}
-		return list
-	})
-	_, err = w.create("a", 1)
-	assert.NilError(t, err)
-	assert.Equal(t, w.podRecord().Networks[0].Path, "/proc/self/ns/net")
-}
