@@ -18,6 +18,8 @@ type Record struct {
 	Links []int `json:"links,omitempty"`
 	// Shared are those of them with an ingress qdisc of somebody else's.
 	Shared []int `json:"shared,omitempty"`
+	// PortRange is the range of local ports that the namespace had, if there are ports of its own.
+	PortRange string `json:"portRange,omitempty"`
 }
 
 // maxRecord bounds what a record may name.
@@ -25,7 +27,18 @@ const maxRecord = 1 << 16
 
 // save adds interfaces to the record before they are touched.
 func (m *Mirror) save(links []netlink.Link) error {
-	r := Record{Path: m.record.Path, Namespace: m.record.Namespace}
+	r := Record{Path: m.record.Path, Namespace: m.record.Namespace, PortRange: m.record.PortRange}
+	if m.cfg.HostPorts && r.PortRange == "" {
+		if err := m.cfg.Namespace.Do(func() error {
+			r.PortRange = readSysctls([]string{portRange})[portRange]
+			return nil
+		}); err != nil {
+			return err
+		}
+		if r.PortRange == hostPortRange { // of a mirror that was killed
+			r.PortRange = m.sysctls.defaults[portRange]
+		}
+	}
 	for _, l := range links {
 		r.Links = append(r.Links, l.Attrs().Index)
 	}
@@ -48,7 +61,7 @@ func (m *Mirror) save(links []netlink.Link) error {
 			r.Shared = append(r.Shared, index)
 		}
 	}
-	if !slices.ContainsFunc(r.Links, func(index int) bool { return !known(index) }) {
+	if r.PortRange == m.record.PortRange && !slices.ContainsFunc(r.Links, func(index int) bool { return !known(index) }) {
 		return nil // what there is more in the old one does no harm
 	}
 	if err := m.cfg.Save(r); err != nil {
@@ -94,6 +107,11 @@ func Clean(r Record) error {
 	defer ns.Close()
 	if ns.ID() != r.Namespace {
 		return nil
+	}
+	if r.PortRange != "" {
+		if err := unreserve(ns, r.PortRange); err != nil {
+			return fmt.Errorf("network: clean: %w", err)
+		}
 	}
 	k, err := dial(ns)
 	if err != nil {

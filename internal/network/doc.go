@@ -25,7 +25,7 @@
 //
 // Addresses: those that are still tentative are the guest's at once, those that were found to be in
 // use elsewhere are not, nor are temporary ones of IPv6, which the host's kernel would replace behind
-// the guest's back. Routes: of all tables, without the kernel's own (proto kernel, and IPv6's
+// the guest's back. An address whose own route somebody has removed gets none in the guest. Routes: of all tables, without the kernel's own (proto kernel, and IPv6's
 // multicast). Neighbours: those that do not expire, and proxies. Rules: without the kernel's own three
 // of each family. Kernel parameters: those of a list whose value is not what a new namespace has.
 //
@@ -34,7 +34,7 @@
 // What arrives at an interface is the guest's, with two exceptions. Answers of ARP and of IPv6's
 // neighbour discovery, and router advertisements, are copied: the host's kernel goes on to find
 // neighbours, to notice duplicate addresses and to configure addresses and routes, which the guest then gets from
-// here. With Config.HostPorts some ports are the namespace's.
+// here. With Config.HostPorts some ports are the namespace's own, too.
 //
 // What is left after a kill -9: a tap is gone when the last process has closed it, which the VMM's
 // death does. The redirections stay, and Clean removes them.

@@ -1,8 +1,11 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net"
+
+	"golang.org/x/sys/unix"
 
 	agentv1 "runv/api/agent/v1"
 )
@@ -41,7 +44,7 @@ func (m *Mirror) Check() error {
 		for _, c := range []struct {
 			on, to int
 			want   []filter
-		}{{p.index, p.tap, fromInterface()}, {p.tap, p.index, fromTap()}} {
+		}{{p.index, p.tap, fromInterface(m.cfg.HostPorts)}, {p.tap, p.index, fromTap()}} {
 			have, err := m.kernel.ourFilters(c.on)
 			if err != nil {
 				return err
@@ -52,4 +55,26 @@ func (m *Mirror) Check() error {
 		}
 	}
 	return nil
+}
+
+// Starve has the kernel lose most of its messages.
+func (m *Mirror) Starve() error {
+	m.turn <- struct{}{}
+	defer func() { <-m.turn }()
+	raw, err := m.events.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var callErr error
+	err = raw.Control(func(fd uintptr) {
+		callErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1) // as little as there can be
+	})
+	return errors.Join(err, callErr)
+}
+
+// Deafen breaks the connection that tells of changes.
+func (m *Mirror) Deafen() error {
+	m.turn <- struct{}{}
+	defer func() { <-m.turn }()
+	return m.events.file.Close()
 }

@@ -46,18 +46,44 @@ var (
 )
 
 // fromInterface is what happens to packets that come in on an interface that is mirrored.
-func fromInterface() []filter {
-	return []filter{
+func fromInterface(hostPorts bool) []filter {
+	filters := []filter{
 		{priority: firstPriority, protocol: unix.ETH_P_ARP, keys: arpReply, act: copied},
 		{priority: firstPriority + 1, protocol: unix.ETH_P_IPV6, keys: routerAdvertisement, act: copied},
 		{priority: firstPriority + 2, protocol: unix.ETH_P_IPV6, keys: neighbourAdvertisement, act: copied},
-		{priority: redirectAt, protocol: unix.ETH_P_ALL, keys: matchAll, act: redirect},
 	}
+	if hostPorts {
+		filters = append(filters,
+			filter{priority: firstPriority + 3, protocol: unix.ETH_P_IP, keys: toHostPort4(unix.IPPROTO_UDP), act: pass},
+			filter{priority: firstPriority + 4, protocol: unix.ETH_P_IP, keys: toHostPort4(unix.IPPROTO_TCP), act: pass},
+			filter{priority: firstPriority + 5, protocol: unix.ETH_P_IPV6, keys: toHostPort6(unix.IPPROTO_UDP), act: pass},
+			filter{priority: firstPriority + 6, protocol: unix.ETH_P_IPV6, keys: toHostPort6(unix.IPPROTO_TCP), act: pass},
+		)
+	}
+	return append(filters, filter{priority: redirectAt, protocol: unix.ETH_P_ALL, keys: matchAll, act: redirect})
 }
 
 // fromTap is what happens to packets of the guest.
 func fromTap() []filter {
 	return []filter{{priority: redirectAt, protocol: unix.ETH_P_ALL, keys: matchAll, act: redirect}}
+}
+
+// toHostPort4 matches packets to a port of the namespace's own. Those with IP options are not found, nor
+// the later fragments of one that was cut.
+func toHostPort4(protocol uint32) []nl.TcU32Key {
+	return []nl.TcU32Key{
+		{Off: 0, Mask: 0x0f000000, Val: 0x05000000}, // a header of 20 bytes
+		{Off: 4, Mask: 0x00001fff, Val: 0},          // the first fragment
+		{Off: 8, Mask: 0x00ff0000, Val: protocol << 16},
+		{Off: 20, Mask: hostPortMask, Val: firstHostPort},
+	}
+}
+
+func toHostPort6(protocol uint32) []nl.TcU32Key {
+	return []nl.TcU32Key{
+		{Off: 4, Mask: 0x0000ff00, Val: protocol << 8},
+		{Off: 40, Mask: hostPortMask, Val: firstHostPort},
+	}
 }
 
 func (f filter) u32(on, to int) *netlink.U32 {

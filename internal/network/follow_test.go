@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"gotest.tools/v3/assert"
@@ -112,6 +114,80 @@ func TestBurstsAreCoalesced(t *testing.T) {
 	assert.Assert(t, r.guest.applies-before < 100, "%d requests", r.guest.applies-before)
 }
 
+func TestLostMessages(t *testing.T) {
+	ns := newNamespace(t)
+	pair(t, ns)
+	r := start(t, ns, nil)
+	assert.NilError(t, r.Starve())
+	for round := range 3 {
+		run(t, ns, fmt.Sprintf("for i in $(seq 250); do echo route add 10.%d.$i.0/24 dev eth0; done | ip -batch -", 3+round))
+		r.await(t, "routes", func() bool { return len(r.guest.request().Routes) == 250*(round+1) })
+	}
+	for i := range 3 {
+		assert.NilError(t, r.Deafen())
+		run(t, ns, fmt.Sprintf("ip addr add 10.1.1.%d/24 dev eth0", i))
+		r.await(t, "address", func() bool { return r.hasAddress("eth0", fmt.Sprintf("10.1.1.%d", i)) })
+	}
+}
+
+// As CNI's ptp plugin does.
+func TestAddressWithoutItsRoute(t *testing.T) {
+	ns := newNamespace(t)
+	pair(t, ns)
+	run(t, ns, `ip route del 10.1.0.0/24 dev eth0
+		ip route add 10.1.0.1 dev eth0 src 10.1.0.2
+		ip route add 10.1.0.0/24 via 10.1.0.1 src 10.1.0.2
+		ip -6 route del fd00:1::/64 dev eth0`)
+	r := start(t, ns, nil)
+	for _, a := range r.guest.find("eth0").Addresses {
+		assert.Equal(t, a.Flags&unix.IFA_F_NOPREFIXROUTE != 0, a.Scope == unix.RT_SCOPE_UNIVERSE, a)
+	}
+}
+
+func TestGuestThatDoesNotAnswer(t *testing.T) {
+	ns := newNamespace(t)
+	pair(t, ns)
+	before := state(t, ns)
+	r := start(t, ns, nil)
+	asked := make(chan struct{}, 1)
+	r.guest.mu.Lock()
+	r.guest.onApply = func(ctx context.Context) error {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	r.guest.mu.Unlock()
+	run(t, ns, "ip addr add 10.1.0.3/24 dev eth0")
+	<-asked
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	assert.ErrorIs(t, r.Sync(ctx), context.DeadlineExceeded)
+	begin := time.Now()
+	assert.NilError(t, r.Close(t.Context()))
+	assert.Assert(t, time.Since(begin) < 5*time.Second)
+	assert.Equal(t, state(t, ns), before)
+	err := r.Sync(t.Context())
+	assert.Assert(t, errdefs.IsFailedPrecondition(err), err)
+}
+
+// A namespace that nobody else holds lives as long as the mirror, and no longer.
+func TestNamespaceThatNobodyHolds(t *testing.T) {
+	peer := newNamespace(t)
+	var r *rig
+	t.Run("mirrored", func(t *testing.T) {
+		ns := newNamespace(t)
+		veth(t, ns, "eth0", peer, "out")
+		r = start(t, ns, nil)
+	})
+	r.await(t, "end of the namespace", func() bool {
+		out, err := try(peer, "ip -o link")
+		return err == nil && !strings.Contains(out, "out@")
+	})
+}
+
 // Whoever takes our qdisc away takes the guest's network away.
 func TestRepair(t *testing.T) {
 	ns := newNamespace(t)
@@ -131,8 +207,8 @@ func TestRepair(t *testing.T) {
 		f := r.guest.find("eth0")
 		return f != nil && !slices.Equal(f.DeviceMac, device) && r.vm.count() == 1
 	})
-	run(t, peer, "ping -c 1 -W 1 -b 10.1.0.255 >/dev/null 2>&1 || ping -c1 -W1 10.1.0.2 >/dev/null || true")
-	next(t, tapOf(t, r, "eth0"), func([]byte) bool { return true })
+	ask(t, peer, "10.1.0.2")
+	next(t, tapOf(t, r, "eth0"), func(f []byte) bool { return f[12] == 8 && f[13] == 6 }) // ARP
 }
 
 // An interface that goes to another namespace and back is the same to nobody but us: its qdiscs are gone.

@@ -233,11 +233,17 @@ type guest struct {
 	removed bool
 	err     error  // that Apply answers
 	hidden  string // an interface whose device does not appear
+	onApply func(context.Context) error
 }
 
-func (g *guest) Apply(_ context.Context, r *agentv1.ApplyNetworkRequest) (*agentv1.ApplyNetworkResponse, error) {
+func (g *guest) Apply(ctx context.Context, r *agentv1.ApplyNetworkRequest) (*agentv1.ApplyNetworkResponse, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if f := g.onApply; f != nil {
+		g.mu.Unlock()
+		defer g.mu.Lock()
+		return nil, f(ctx)
+	}
 	g.applies++
 	if g.err != nil {
 		return nil, g.err

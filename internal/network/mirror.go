@@ -59,6 +59,11 @@ type Config struct {
 	// Queues is how many pairs of queues each network card has: the VM's vCPUs; at least 1, and more than 8
 	// are 8.
 	Queues int
+	// HostPorts leaves the ports from 65024 on to the namespace's kernel, on all interfaces, and has it choose
+	// among them: processes in the namespace on the host can be clients then, such as Docker's name server, which
+	// asks others. Packets to these ports never come to the guest, whose kernel does not choose them. ICMP and
+	// later fragments go to the guest.
+	HostPorts bool
 	// Save keeps a record for Clean, before anything is done that it tells of. It is called again when there
 	// are more interfaces. An error keeps them from being mirrored.
 	Save func(Record) error
@@ -244,7 +249,7 @@ func (m *Mirror) listen() (err error) {
 
 // sync makes everything what a scan of the namespace says. What fails for one interface does not keep
 // the others from being mirrored. again tells that an interface has vanished in the middle, so that its failure is
-// none. The caller has the turn.
+// none, and that there may be more to do. The caller has the turn.
 func (m *Mirror) sync(ctx context.Context) (again bool, err error) {
 	if err := m.listen(); err != nil {
 		return false, err
@@ -262,11 +267,16 @@ func (m *Mirror) sync(ctx context.Context) (again bool, err error) {
 	if err := m.save(links); err != nil {
 		return false, fmt.Errorf("network: save record: %w", err)
 	}
+	if m.cfg.HostPorts {
+		if err := reserve(m.cfg.Namespace); err != nil {
+			return false, fmt.Errorf("network: %w", err)
+		}
+	}
 	var errs []error
 	for _, l := range links {
 		if err := m.connect(ctx, snapshot, l); err != nil {
 			a := l.Attrs()
-			if now, linkErr := m.kernel.LinkByIndex(a.Index); linkErr != nil || now.Attrs().Name != a.Name {
+			if m.changed(l) {
 				again = true
 				continue
 			}
@@ -289,6 +299,20 @@ func (m *Mirror) sync(ctx context.Context) (again bool, err error) {
 	return again, errors.Join(errs...)
 }
 
+// changed tells whether an interface, or its tap, is not any more what it was in the scan.
+func (m *Mirror) changed(l netlink.Link) bool {
+	a := l.Attrs()
+	if now, err := m.kernel.LinkByIndex(a.Index); err != nil || now.Attrs().Name != a.Name {
+		return true
+	}
+	p := m.ports[a.Index]
+	if p == nil {
+		return false
+	}
+	_, err := m.kernel.LinkByIndex(p.tap)
+	return err != nil
+}
+
 func (m *Mirror) scan() (*snapshot, error) {
 	s, err := m.kernel.scan()
 	if err != nil {
@@ -304,6 +328,9 @@ func (m *Mirror) scan() (*snapshot, error) {
 		s.sysctls = m.sysctls.read(names)
 		return nil
 	})
+	if m.cfg.HostPorts && err == nil {
+		reserved(s.sysctls)
+	}
 	m.sysctls.forget(names)
 	m.sysctls.tell(s.sysctls)
 	return s, err
@@ -364,11 +391,11 @@ func (m *Mirror) connect(ctx context.Context, s *snapshot, l netlink.Link) error
 		if err := join(m.members, a.Index); err != nil {
 			return fmt.Errorf("ask for multicasts: %w", err)
 		}
-		if err := p.open(m.cfg.Namespace, m.kernel, a.MTU, min(max(m.cfg.Queues, 1), maxQueues), fromInterface()); err != nil {
+		if err := p.open(m.cfg.Namespace, m.kernel, a.MTU, min(max(m.cfg.Queues, 1), maxQueues), fromInterface(m.cfg.HostPorts)); err != nil {
 			return err
 		}
 		m.ports[a.Index] = p
-	} else if err := p.check(m.kernel, s.link(p.tap), a.MTU, fromInterface()); err != nil {
+	} else if err := p.check(m.kernel, s.link(p.tap), a.MTU, fromInterface(m.cfg.HostPorts)); err != nil {
 		return err
 	}
 	p.name = a.Name
@@ -539,7 +566,11 @@ func (m *Mirror) follow(ctx context.Context, followed chan<- struct{}) {
 			continue
 		}
 		if text := err.Error(); text != last && ctx.Err() == nil {
-			m.cfg.Log.Error("mirror network", "network", m.cfg.ID, "error", err)
+			level := slog.LevelError
+			if errdefs.IsFailedPrecondition(err) {
+				level = slog.LevelDebug // the VM has ended, of which others tell
+			}
+			m.cfg.Log.Log(ctx, level, "mirror network", "network", m.cfg.ID, "error", err)
 			last = text
 		}
 		retry = time.After(wait)
@@ -616,6 +647,11 @@ func (m *Mirror) close(ctx context.Context) error {
 		if err != nil {
 			// The guest may be gone; its cards are unplugged, or gone with it.
 			m.cfg.Log.Debug("remove network", "network", m.cfg.ID, "error", err)
+		}
+	}
+	if m.record.PortRange != "" {
+		if err := unreserve(m.cfg.Namespace, m.record.PortRange); err != nil {
+			errs = append(errs, fmt.Errorf("network: %w", err))
 		}
 	}
 	errs = append(errs, m.dispose(ctx))

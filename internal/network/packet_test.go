@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -169,6 +170,20 @@ func listenUDP(t *testing.T, ns *network.Namespace, address string) *net.UDPConn
 	return conn
 }
 
+// ask sends something to an address.
+func ask(t *testing.T, ns *network.Namespace, ip string) {
+	t.Helper()
+	assert.NilError(t, ns.Do(func() error {
+		c, err := net.Dial("udp", net.JoinHostPort(ip, "9"))
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("anything"))
+		return err
+	}))
+}
+
 func TestPacketsPass(t *testing.T) {
 	ns := newNamespace(t)
 	peer := pair(t, ns)
@@ -249,4 +264,94 @@ func TestQueues(t *testing.T) {
 	nic, ok := r.vm.card(r.guest.find("eth0").GetDeviceMac())
 	assert.Assert(t, ok)
 	assert.Equal(t, len(nic.Taps), 4)
+}
+
+func TestHostPorts(t *testing.T) {
+	ns := newNamespace(t)
+	peer := pair(t, ns)
+	run(t, ns, "sysctl -q net.ipv4.ip_local_reserved_ports=1000-1010 net.ipv4.ip_local_port_range='40000 50000'")
+	before := state(t, ns)
+	ports := func() string {
+		out, err := try(ns, "sysctl -n net.ipv4.ip_local_port_range")
+		assert.NilError(t, err)
+		return strings.Join(strings.Fields(out), " ")
+	}
+	r := start(t, ns, func(c *network.Config) { c.HostPorts = true })
+	assert.DeepEqual(t, r.guest.request().Sysctls, map[string]string{"net.ipv4.ip_local_reserved_ports": "1000-1010,65024-65535"})
+	for _, ip := range []string{"10.1.0.1", "[fd00:1::1]"} {
+		// The namespace's kernel finds the peer, whose answers reach it.
+		server := listenUDP(t, peer, ip+":53")
+		var client net.Conn
+		assert.NilError(t, ns.Do(func() (err error) {
+			client, err = net.Dial("udp", ip+":53")
+			return err
+		}))
+		defer client.Close()
+		assert.NilError(t, client.SetDeadline(time.Now().Add(10*time.Second)))
+		_, err := client.Write([]byte("question"))
+		assert.NilError(t, err)
+		buf := make([]byte, 64)
+		_, from, err := server.ReadFromUDP(buf)
+		assert.NilError(t, err)
+		assert.Assert(t, from.Port >= 65024, from)
+		_, err = server.WriteTo([]byte("answer"), from)
+		assert.NilError(t, err)
+		n, err := client.Read(buf)
+		assert.NilError(t, err)
+		assert.Equal(t, string(buf[:n]), "answer")
+
+		var listener net.Listener
+		assert.NilError(t, peer.Do(func() (err error) {
+			listener, err = net.Listen("tcp", ip+":53")
+			return err
+		}))
+		defer listener.Close()
+		assert.NilError(t, ns.Do(func() error {
+			// Not by Dial, which would connect on another thread once there are two addresses.
+			c, err := (&net.Dialer{Timeout: 10 * time.Second}).Dial("tcp", ip+":53")
+			if err == nil {
+				c.Close()
+			}
+			return err
+		}))
+	}
+	// The guest gets the others.
+	tap := tapOf(t, r, "eth0")
+	run(t, peer, "ip neigh replace 10.1.0.2 lladdr 02:00:00:00:00:01 dev out")
+	_, err := listenUDP(t, peer, "10.1.0.1:7000").WriteTo([]byte("to the guest"), &net.UDPAddr{IP: guestIP, Port: 65023})
+	assert.NilError(t, err)
+	next(t, tap, func(f []byte) bool { return bytes.Contains(f, []byte("to the guest")) })
+
+	assert.Equal(t, ports(), "65024 65535")
+	record := r.records[len(r.records)-1]
+	assert.Equal(t, record.PortRange, "40000 50000")
+	assert.NilError(t, network.Clean(record))
+	assert.Equal(t, ports(), "40000 50000")
+	assert.NilError(t, r.Sync(t.Context()))
+	assert.Equal(t, ports(), "65024 65535")
+	assert.NilError(t, r.Close(t.Context()))
+	assert.Equal(t, ports(), "40000 50000")
+	assert.Equal(t, state(t, ns), before)
+}
+
+// What the namespace's kernel needs to hear, it hears, while nobody but the guest answers.
+func TestTheNamespacesKernelStillFindsNeighbours(t *testing.T) {
+	ns := newNamespace(t)
+	peer := pair(t, ns)
+	r := start(t, ns, nil)
+	for _, ip := range []string{"10.1.0.1", "fd00:1::1"} {
+		ask(t, ns, ip)
+		r.await(t, ip, func() bool {
+			out, err := try(ns, "ip neigh show dev eth0")
+			return err == nil && strings.Contains(out, ip+" lladdr ")
+		})
+	}
+	// Duplicates are found, and not mirrored.
+	run(t, peer, "ip addr add fd00:1::66/64 dev out nodad")
+	run(t, ns, "ip addr add fd00:1::66/64 dev eth0")
+	r.await(t, "address", func() bool { return r.hasAddress("eth0", "fd00:1::66") })
+	r.await(t, "address that another has", func() bool { return !r.hasAddress("eth0", "fd00:1::66") })
+	out, err := try(ns, "ip addr show dev eth0 dadfailed")
+	assert.NilError(t, err)
+	assert.Assert(t, strings.Contains(out, "fd00:1::66"), out)
 }

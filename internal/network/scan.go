@@ -160,8 +160,8 @@ func (k *kernel) rules(family int) ([][]byte, error) {
 	return slices.DeleteFunc(messages, func(m []byte) bool { return len(m) < unix.SizeofRtMsg || int(m[0]) != family }), err
 }
 
-// carries tells whether an interface is one to mirror, and if not, whether a user might have expected it:
-// why is empty otherwise.
+// carries tells whether an interface is one to mirror. If a user might have expected that it is, why says why it
+// is not.
 func (s *snapshot) carries(l netlink.Link) (mirrored bool, why string) {
 	a := l.Attrs()
 	up := a.RawFlags&unix.IFF_UP != 0
@@ -172,7 +172,7 @@ func (s *snapshot) carries(l netlink.Link) (mirrored bool, why string) {
 		if !up {
 			return false, ""
 		}
-		return false, fmt.Sprintf("it carries %s instead of Ethernet", a.EncapType)
+		return false, "it carries no Ethernet frames"
 	case !up && (a.Name == "gretap0" || a.Name == "erspan0"):
 		return false, ""
 	case a.MasterIndex != 0:
@@ -292,6 +292,9 @@ func (q *requester) addresses(a *netlink.LinkAttrs, keep func(netlink.Addr) bool
 			length, _ := addr.Peer.Mask.Size()
 			m.Peer, m.PrefixLength = addr.Peer.IP, uint32(length)
 		}
+		if q.routeWasRemoved(a, m) {
+			m.Flags |= unix.IFA_F_NOPREFIXROUTE
+		}
 		if len(addr.IP) == net.IPv4len {
 			m.Broadcast = addr.Broadcast
 			v4 = append(v4, m)
@@ -303,6 +306,25 @@ func (q *requester) addresses(a *netlink.LinkAttrs, keep func(netlink.Addr) bool
 	}
 	slices.Reverse(v6) // the kernel tells the newest first
 	return bounded(q, "addresses of "+a.Name, maxAddresses, append(v4, v6...))
+}
+
+// routeWasRemoved tells whether somebody has taken away the route that the kernel made for an address. Some CNI plugins
+// do, to have all packets go through a gateway.
+func (q *requester) routeWasRemoved(a *netlink.LinkAttrs, m *agentv1.Address) bool {
+	const ready = unix.IFF_UP | unix.IFF_RUNNING // else the kernel has made none, or is about to
+	if a.RawFlags&(ready|unix.IFF_LOOPBACK) != ready || int(m.PrefixLength) == 8*len(m.Ip) {
+		return false
+	}
+	to := net.IP(m.Ip)
+	if m.Peer != nil {
+		to = m.Peer
+	}
+	mask := net.CIDRMask(int(m.PrefixLength), 8*len(to))
+	to = to.Mask(mask)
+	return !slices.ContainsFunc(q.routes, func(r netlink.Route) bool {
+		return r.Protocol == unix.RTPROT_KERNEL && r.LinkIndex == a.Index && r.Type == unix.RTN_UNICAST &&
+			r.Dst != nil && r.Dst.IP.Equal(to) && bytes.Equal(r.Dst.Mask, mask)
+	})
 }
 
 func ownOfLoopback(a netlink.Addr) bool {

@@ -16,7 +16,7 @@ import (
 func parameters() []string {
 	all := []string{
 		"net.core.somaxconn",
-		"net.ipv4.ip_forward", "net.ipv4.ip_local_port_range", "net.ipv4.ip_nonlocal_bind",
+		"net.ipv4.ip_forward", portRange, reservedPorts, "net.ipv4.ip_nonlocal_bind",
 		"net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range", "net.ipv4.fib_multipath_hash_policy",
 		"net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes",
 		"net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_syncookies", "net.ipv4.tcp_tw_reuse",
