@@ -105,6 +105,7 @@ func (p *Pod) forget(c *container) {
 	var record state.Container
 	if p.containers[c.record.ID] == c {
 		delete(p.containers, c.record.ID)
+		p.dropPhases(c.record.ID)
 		taken, err := p.cfg.Recorder.RemoveContainer(c.record.ID)
 		if err != nil && !errdefs.IsNotFound(err) {
 			p.log.Error("remove container's record", "container", c.record.ID, "err", err)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -155,5 +156,25 @@ func TestNetworkFails(t *testing.T) {
 		w.ran <- nil
 		assert.DeepEqual(t, w.mirrors.told(), deeds)
 		assert.Equal(t, len(w.podRecord().Networks), 0)
+	}
+}
+
+// The record of a pod stays small, however many containers come and go.
+func TestPhasesGoWithTheirContainer(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("a", 1)
+	assert.NilError(t, err)
+	before := w.podRecord().Phases
+	for i := range 3 {
+		_, err := w.create("b", byte(2+i))
+		assert.NilError(t, err)
+		assert.Assert(t, len(w.podRecord().Phases) > len(before))
+		assert.NilError(t, w.pod.Start(t.Context(), "b"))
+		assert.NilError(t, w.pod.Delete(t.Context(), "b", true))
+	}
+	_, err = w.create("c", 9)
+	assert.NilError(t, err)
+	for _, ph := range w.podRecord().Phases {
+		assert.Assert(t, !strings.HasSuffix(ph.Name, " b"), ph.Name)
 	}
 }

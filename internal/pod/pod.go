@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -228,7 +230,14 @@ func (p *Pod) save() {
 
 // phase adds a timed step to the record of the pod's start. On the pod's goroutine.
 func (p *Pod) phase(name string, d time.Duration) {
-	p.record.Phases = append(p.record.Phases, state.Phase{Name: name, Duration: d})
+	if len(p.record.Phases) < state.MaxPhases {
+		p.record.Phases = append(p.record.Phases, state.Phase{Name: name, Duration: d})
+	}
+}
+
+// dropPhases forgets the steps of a container that is removed: others come. On the pod's goroutine.
+func (p *Pod) dropPhases(id string) {
+	p.record.Phases = slices.DeleteFunc(p.record.Phases, func(ph state.Phase) bool { return strings.HasSuffix(ph.Name, " "+id) })
 }
 
 // Shutdown kills all containers, ends the VM and returns when it has gone.

@@ -45,11 +45,12 @@ import (
 const Version = 1
 
 const (
-	maxFile   = 1 << 20 // bytes of a state file
-	maxName   = 255     // bytes of an id: it is the name of a directory
-	maxVM     = 64      // processes of a VM
-	maxPhases = 256     // timed phases of a pod
-	maxNets   = 256     // network namespaces of a pod
+	maxFile = 1 << 20 // bytes of a state file
+	maxName = 255     // bytes of an id: it is the name of a directory
+	maxVM   = 64      // processes of a VM
+	// MaxPhases bounds the timed phases of a pod.
+	MaxPhases = 256
+	maxNets   = 256 // network namespaces of a pod
 )
 
 // Names of the supervisor's files in the pod's directory that others look for.
@@ -219,7 +220,7 @@ func (p *Pod) validate() error {
 		return damaged("id %q", shorten(p.ID))
 	case len(p.VM) > maxVM:
 		return damaged("%d entries in vm", len(p.VM))
-	case len(p.Phases) > maxPhases:
+	case len(p.Phases) > MaxPhases:
 		return damaged("%d entries in phases", len(p.Phases))
 	case len(p.Networks) > maxNets:
 		return damaged("%d entries in networks", len(p.Networks))
