@@ -50,6 +50,7 @@ type world struct {
 	events *eventlog.Log
 	rootfs string
 	filter *agentv1.Seccomp // of the containers to create
+	execs  int              // that execOutput has made
 }
 
 func newWorld(t *testing.T) *world {

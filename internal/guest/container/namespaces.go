@@ -21,14 +21,18 @@ import (
 	"runv/internal/guest/stage"
 )
 
-// namespaces are what a container has of its own.
+// namespaces are those of a container, as far as they are not the guest's.
 type namespaces struct {
-	flags    int                    // CLONE_NEW*
+	flags    int                    // CLONE_NEW*: its own and those of others
+	own      int                    // CLONE_NEW*: those that it gets for itself
+	refs     []ref                  // what it asks for of others
+	from     []joined               // what that is, while init is made
+	network  string                 // id of its network; empty: none
 	uid, gid []specs.LinuxIDMapping // of the user namespace
 	clocks   []byte                 // offsets of the time namespace, as timens_offsets takes them
 }
 
-// kinds are the namespaces that a container can have of its own.
+// kinds are the namespaces that a container can have.
 var kinds = map[specs.LinuxNamespaceType]int{
 	specs.PIDNamespace:     unix.CLONE_NEWPID,
 	specs.MountNamespace:   unix.CLONE_NEWNS,
@@ -46,25 +50,28 @@ func translateNamespaces(l *specs.Linux) (ns namespaces, err error) {
 		if !ok {
 			return ns, fault.New(errdefs.ErrNotImplemented, "linux.namespaces: type %q is not supported", n.Type)
 		}
-		if n.Path != "" && n.Type != specs.NetworkNamespace {
-			return ns, fault.New(errdefs.ErrNotImplemented, "linux.namespaces: joining %s namespace %q is not supported", n.Type, n.Path)
-		}
 		ns.flags |= flag
+		switch {
+		case n.Path == "":
+			ns.own |= flag
+		case flag == unix.CLONE_NEWNS:
+			return ns, fault.New(errdefs.ErrNotImplemented, "linux.namespaces: a mount namespace cannot be joined")
+		case strings.HasPrefix(n.Path, containerPath), strings.HasPrefix(n.Path, networkPath) && flag == unix.CLONE_NEWNET:
+			ns.refs = append(ns.refs, ref{kind: n.Type, flag: flag, path: n.Path})
+		default:
+			return ns, invalid("linux.namespaces: path %q of type %s names neither a container nor a network", n.Path, n.Type)
+		}
 	}
-	if ns.flags&unix.CLONE_NEWNS == 0 {
+	if ns.own&unix.CLONE_NEWNS == 0 {
 		return ns, invalid("linux.namespaces: a mount namespace is needed")
 	}
-	// The network is the guest's, which is the container's. But a user namespace has rights over one
-	// of its own only.
-	if !ns.user() {
-		ns.flags &^= unix.CLONE_NEWNET
-	}
-	if ns.user() != (len(l.UIDMappings) > 0) || ns.user() != (len(l.GIDMappings) > 0) {
-		return ns, invalid("linux.uidMappings, linux.gidMappings: belong to a user namespace, and it needs both")
+	user := ns.own&unix.CLONE_NEWUSER != 0
+	if user != (len(l.UIDMappings) > 0) || user != (len(l.GIDMappings) > 0) {
+		return ns, invalid("linux.uidMappings, linux.gidMappings: belong to a user namespace of its own, and it needs both")
 	}
 	ns.uid, ns.gid = l.UIDMappings, l.GIDMappings
-	if len(l.TimeOffsets) > 0 && ns.flags&unix.CLONE_NEWTIME == 0 {
-		return ns, invalid("linux.timeOffsets: belong to a time namespace")
+	if len(l.TimeOffsets) > 0 && ns.own&unix.CLONE_NEWTIME == 0 {
+		return ns, invalid("linux.timeOffsets: belong to a time namespace of its own")
 	}
 	for _, clock := range slices.Sorted(maps.Keys(l.TimeOffsets)) {
 		if clock != "monotonic" && clock != "boottime" {
@@ -80,16 +87,16 @@ func (ns *namespaces) user() bool { return ns.flags&unix.CLONE_NEWUSER != 0 }
 // singleThreaded are the namespaces that a process can enter only as long as it has one thread.
 const singleThreaded = unix.CLONE_NEWUSER | unix.CLONE_NEWTIME
 
-// cloneFlags are those of the namespaces that init is born in. The root of a cgroup
+// madeFlags are those of the namespaces that init is born in. The root of a cgroup
 // namespace is the group that the process is in, so it can be made only after the clone has put the
 // process there; a time namespace begins with the thread that has made it.
-func (ns *namespaces) cloneFlags() uintptr {
-	return uintptr(ns.flags &^ (unix.CLONE_NEWCGROUP | unix.CLONE_NEWTIME))
+func (ns *namespaces) madeFlags() int {
+	return ns.own &^ (unix.CLONE_NEWCGROUP | unix.CLONE_NEWTIME)
 }
 
-// become makes init the root of the user namespace.
+// become makes init the root of its own user namespace.
 func (ns *namespaces) become(attr *syscall.SysProcAttr) {
-	if !ns.user() {
+	if ns.own&unix.CLONE_NEWUSER == 0 {
 		return
 	}
 	attr.UidMappings, attr.GidMappings = idMap(ns.uid), idMap(ns.gid)
@@ -213,9 +220,9 @@ func (ns *namespaces) inTimeNS(f func(timeNS *os.File) error) error {
 	return <-done
 }
 
-// settle does what a process in a user namespace has no right to do itself, and lets it go on. The
-// caller makes sure that pid is still the process.
-func (ns *namespaces) settle(pid int, pidfd *os.File, p *stage.Process, c *stage.Container) error {
+// settle does what a process in a user namespace has no right to do itself. The caller makes sure that
+// pid is still the process.
+func (ns *namespaces) settle(pid int, p *stage.Process) error {
 	if p.OOMScoreAdj != nil {
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), fmt.Appendf(nil, "%d", *p.OOMScoreAdj), 0); err != nil {
 			return fmt.Errorf("set oom_score_adj to %d: %w", *p.OOMScoreAdj, fault.Cause(err))
@@ -226,10 +233,7 @@ func (ns *namespaces) settle(pid int, pidfd *os.File, p *stage.Process, c *stage
 			return fmt.Errorf("set rlimit %d: %w", l.Resource, err)
 		}
 	}
-	if c == nil || len(c.Sysctl) == 0 {
-		return nil
-	}
-	return ns.writeSysctl(pidfd, c.Sysctl)
+	return nil
 }
 
 // writeSysctl writes kernel parameters of a process's namespaces.

@@ -73,6 +73,11 @@ func (c *Container) launch(ctx context.Context, opts launchOptions, cfg *stage.C
 	}
 	p.ctl.CloseInherit()
 	p.io.CloseChild()
+	if cfg.UserNS {
+		if err := p.admit(ctx, cfg); err != nil {
+			return nil, err
+		}
+	}
 	if !cfg.Process.Terminal {
 		p.io.Start()
 	}
@@ -109,6 +114,38 @@ func (p *process) prepare(cfg *stage.Config) (err error) {
 		return p.ctl.Target(p.c.init.pidfd, ns.flags&singleThreaded)
 	}
 	return nil
+}
+
+// admit makes what a process in a user namespace finds there, and lets it go on. What the container
+// says of its network is done last, since it may be told otherwise by the host.
+func (p *process) admit(ctx context.Context, cfg *stage.Config) error {
+	ns := &p.c.namespaces
+	if cfg.Container != nil {
+		if ns.network != "" && ns.own&unix.CLONE_NEWNET != 0 {
+			if err := p.adoptNetwork(ctx); err != nil {
+				return fmt.Errorf("give the container its network: %w", err)
+			}
+		}
+		if len(cfg.Container.Sysctl) > 0 {
+			if err := ns.writeSysctl(p.pidfd, cfg.Container.Sysctl); err != nil {
+				return err
+			}
+		}
+	}
+	return p.ctl.Proceed()
+}
+
+// adoptNetwork makes the network namespace of an init the container's network.
+func (p *process) adoptNetwork(ctx context.Context) error {
+	netns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", p.pid))
+	if err != nil {
+		return err
+	}
+	defer netns.Close()
+	if err := p.signal(0); err != nil { // else it may be that of somebody else with the pid
+		return err
+	}
+	return p.c.set.Networks.Adopt(ctx, p.c.namespaces.network, netns)
 }
 
 // awaitSetup waits until an init is ready, or an exec the program.
@@ -156,7 +193,9 @@ func (p *process) fork(cfg *stage.Config, cgroup string) error {
 		return pid, err
 	}
 	if cfg.Container != nil {
-		attr.Cloneflags = c.namespaces.cloneFlags()
+		if !c.namespaces.joinsUser() { // else what it makes is to be that user namespace's
+			attr.Cloneflags = uintptr(c.namespaces.madeFlags())
+		}
 		c.namespaces.become(attr)
 		start = func() (int, error) { return p.forkInit(cfg, attr) }
 	}
@@ -179,33 +218,76 @@ func (p *process) fork(cfg *stage.Config, cgroup string) error {
 	return nil
 }
 
-// forkInit forks init, into a time namespace if it is to have one of its own.
+// forkInit forks init: into the namespaces of others that it joins, and into a time namespace if it is
+// to have one of its own.
 func (p *process) forkInit(cfg *stage.Config, attr *syscall.SysProcAttr) (pid int, err error) {
 	ns := &p.c.namespaces
-	if ns.flags&unix.CLONE_NEWTIME == 0 {
-		return p.forkOnce(cfg, attr)
-	}
-	err = ns.inTimeNS(func(timeNS *os.File) (err error) {
-		if ns.user() {
-			// A user namespace's process is born with a memory of its own, so this works; to enter
-			// the time namespace it had no right.
-			pid, err = p.forkOnce(cfg, attr)
+	fork := func() (err error) {
+		if err := p.enterAlone(); err != nil {
 			return err
 		}
-		return p.ctl.Target(timeNS, unix.CLONE_NEWTIME)
+		return ns.inJoined(func() (err error) {
+			pid, err = p.forkOnce(cfg, attr)
+			return err
+		})
+	}
+	if ns.own&unix.CLONE_NEWTIME == 0 {
+		return pid, fork()
+	}
+	err = ns.inTimeNS(func(timeNS *os.File) (err error) {
+		if ns.own&unix.CLONE_NEWUSER == 0 {
+			return p.ctl.Enter(timeNS, unix.CLONE_NEWTIME)
+		}
+		// A user namespace's process is born with a memory of its own, so this works; to enter
+		// the time namespace it had no right.
+		if err := ns.enter(); err != nil {
+			return err
+		}
+		pid, err = p.forkOnce(cfg, attr)
+		return err
 	})
-	if err != nil || ns.user() {
+	if err != nil || ns.own&unix.CLONE_NEWUSER != 0 {
 		return pid, err
 	}
-	return p.forkOnce(cfg, attr)
+	return pid, fork()
+}
+
+// enterAlone makes the stage of an init enter those namespaces of others that it must enter as long as
+// it has one thread, and make its own in a user namespace. Once it is there it may enter no others.
+func (p *process) enterAlone() error {
+	ns := &p.c.namespaces
+	for _, kind := range []int{unix.CLONE_NEWTIME, unix.CLONE_NEWUSER} {
+		for _, j := range ns.from {
+			if j.flags&kind != 0 {
+				if err := p.ctl.Enter(j.file, kind); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if made := ns.madeFlags(); ns.joinsUser() && made != 0 {
+		p.ctl.Make(made)
+	}
+	return nil
 }
 
 // forkOnce forks and opens the pidfd, which names the right process for sure since
 // the caller is the one to reap it and does not do so meanwhile.
 func (p *process) forkOnce(cfg *stage.Config, attr *syscall.SysProcAttr) (int, error) {
+	ns := &p.c.namespaces
 	pid, err := p.ctl.Fork(p.c.set.Exe, p.io.Child(), attr)
 	if err != nil {
 		return 0, err
+	}
+	if cfg.Container != nil && ns.joinsUser() {
+		now, err := p.ctl.Made()
+		if err != nil {
+			_ = unix.Kill(pid, unix.SIGKILL)
+			return 0, err
+		}
+		if now != 0 {
+			pid = now // the first is nobody's any more, and reaped as an orphan
+		}
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -215,11 +297,7 @@ func (p *process) forkOnce(cfg *stage.Config, attr *syscall.SysProcAttr) (int, e
 	}
 	p.pidfd = os.NewFile(uintptr(fd), "pidfd")
 	if cfg.UserNS {
-		err := p.c.namespaces.settle(pid, p.pidfd, &cfg.Process, cfg.Container)
-		if err == nil {
-			err = p.ctl.Proceed()
-		}
-		if err != nil {
+		if err := ns.settle(pid, &cfg.Process); err != nil {
 			_ = unix.Kill(pid, unix.SIGKILL)
 			return pid, err
 		}
@@ -332,7 +410,7 @@ func (c *Container) stop() {
 	c.status = stopped
 	c.paused = false
 	c.mu.Unlock()
-	if c.namespaces.flags&unix.CLONE_NEWPID == 0 {
+	if c.namespaces.own&unix.CLONE_NEWPID == 0 {
 		if err := c.group.Kill(); err != nil {
 			c.set.Log.Error("kill container", "container", c.id, "error", err)
 		}

@@ -177,18 +177,18 @@ func (n capabilityNames) of(names []string) (set uint64) {
 }
 
 // translateContainer makes a stage's container of a specification.
-func translateContainer(s *specs.Spec, flags int) (*stage.Container, error) {
+func translateContainer(s *specs.Spec, ns *namespaces) (*stage.Container, error) {
 	c := &stage.Container{
 		Root:          s.Root.Path,
 		ReadonlyRoot:  s.Root.Readonly,
 		Hostname:      s.Hostname,
 		Domainname:    s.Domainname,
-		NewCgroupNS:   flags&unix.CLONE_NEWCGROUP != 0,
-		NewNetNS:      flags&unix.CLONE_NEWNET != 0,
+		NewCgroupNS:   ns.own&unix.CLONE_NEWCGROUP != 0,
+		NewNetNS:      ns.own&unix.CLONE_NEWNET != 0,
 		MaskedPaths:   s.Linux.MaskedPaths,
 		ReadonlyPaths: s.Linux.ReadonlyPaths,
 	}
-	if flags&unix.CLONE_NEWUTS == 0 && (s.Hostname != "" || s.Domainname != "") {
+	if ns.flags&unix.CLONE_NEWUTS == 0 && (s.Hostname != "" || s.Domainname != "") {
 		return nil, invalid("hostname: needs a uts namespace")
 	}
 	if p := s.Linux.RootfsPropagation; p != "" {
@@ -203,7 +203,7 @@ func translateContainer(s *specs.Spec, flags int) (*stage.Container, error) {
 	}
 	for _, m := range s.Mounts {
 		// Only the owner of a cgroup namespace may mount its groups; others see the guest's.
-		if flags&(unix.CLONE_NEWUSER|unix.CLONE_NEWCGROUP) == unix.CLONE_NEWUSER && strings.HasPrefix(m.Type, "cgroup") {
+		if ns.user() && ns.own&unix.CLONE_NEWCGROUP == 0 && strings.HasPrefix(m.Type, "cgroup") {
 			m.Type, m.Source = "bind", guestCgroups
 		}
 		c.Mounts = append(c.Mounts, translateMount(m))

@@ -58,17 +58,15 @@ func New(cfg *stage.Config) (_ *Stage, err error) {
 	return s, nil
 }
 
-// Target gives the stage what it shall join: the pidfd of the container's init or a namespace. It
+// Target gives the stage of an exec what it shall join: the pidfd of the container's init, which
 // stays the caller's. Before it is anything else the stage enters the namespaces, CLONE_NEW*, that
 // only a process with a single thread can enter; 0: none.
-func (s *Stage) Target(target *os.File, enter int) error {
-	fd, err := unix.FcntlInt(target.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("copy descriptor: %w", err)
+func (s *Stage) Target(pidfd *os.File, enter int) error {
+	if err := s.giveCopy(targetIndex, pidfd); err != nil {
+		return err
 	}
-	s.give(targetIndex, os.NewFile(uintptr(fd), "target"))
 	if enter != 0 {
-		s.args = append(s.args, stage.EntryArgument(enter))
+		s.args = append(s.args, stage.EnterArgument(firstFD+targetIndex, enter))
 	}
 	return nil
 }
@@ -76,8 +74,24 @@ func (s *Stage) Target(target *os.File, enter int) error {
 // Devices gives the stage a file system of device nodes, which is the stage's from now on.
 func (s *Stage) Devices(f *os.File) { s.give(devicesIndex, f) }
 
-// What is where in Stage.inherit, in the order of the stage's descriptors.
+// Enter makes the stage enter namespaces, CLONE_NEW*, of target, a namespace or a pidfd, before it is
+// anything else. Target stays the caller's. Calls of Enter and Make take effect in their order.
+func (s *Stage) Enter(target *os.File, namespaces int) error {
+	index := max(len(s.inherit), devicesIndex+1)
+	if err := s.giveCopy(index, target); err != nil {
+		return err
+	}
+	s.args = append(s.args, stage.EnterArgument(firstFD+index, namespaces))
+	return nil
+}
+
+// Make makes the stage make namespaces, CLONE_NEW*, before it is anything else. With a pid namespace
+// the stage is then another process than the one that Fork has started; see Made.
+func (s *Stage) Make(namespaces int) { s.args = append(s.args, stage.MakeArgument(namespaces)) }
+
+// What is where in Stage.inherit, in the order of the stage's descriptors, which begin at firstFD.
 const (
+	firstFD      = 3
 	targetIndex  = 2
 	devicesIndex = 3
 )
@@ -87,6 +101,15 @@ func (s *Stage) give(index int, f *os.File) {
 		s.inherit = append(s.inherit, nil)
 	}
 	s.inherit[index] = f
+}
+
+func (s *Stage) giveCopy(index int, f *os.File) error {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("copy descriptor: %w", err)
+	}
+	s.give(index, os.NewFile(uintptr(fd), f.Name()))
+	return nil
 }
 
 // Fork starts the stage with these descriptors 0, 1 and 2 and returns its pid. It
@@ -110,6 +133,34 @@ func (s *Stage) Fork(exe string, stdio []*os.File, attr *syscall.SysProcAttr) (p
 	})
 }
 
+// madeTimeout bounds the wait for a stage to make namespaces: a few system calls.
+const madeTimeout = 10 * time.Second
+
+// Made waits until the stage has made namespaces as Make says, and returns the pid of the process that
+// it is now, or 0 if it is the one that Fork has started. The error is the stage's when it could not. To
+// be called after Fork, and CloseInherit is then.
+func (s *Stage) Made() (pid int, err error) {
+	s.CloseInherit()
+	if err := s.conn.SetReadDeadline(time.Now().Add(madeTimeout)); err != nil {
+		return 0, fmt.Errorf("wait for new namespaces: %w", err)
+	}
+	buf := make([]byte, maxReply)
+	n, err := s.conn.Read(buf)
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+		return 0, ErrEnded
+	}
+	if err := errors.Join(err, s.conn.SetReadDeadline(time.Time{})); err != nil {
+		return 0, fmt.Errorf("wait for new namespaces: %w", err)
+	}
+	if pid, ok := stage.DecodeMade(buf[:n]); ok {
+		return pid, nil
+	}
+	if err := stage.DecodeReply(buf[:n]); err != nil {
+		return 0, err
+	}
+	return 0, ErrEnded
+}
+
 // noFile makes ForkExec leave a descriptor out.
 const noFile = ^uintptr(0)
 
@@ -124,6 +175,9 @@ func (s *Stage) CloseInherit() {
 	s.inherit = nil
 }
 
+// maxReply is the longest message of a stage, in bytes.
+const maxReply = 16 << 10
+
 // ErrEnded says that the stage has ended, or become the user's program.
 var ErrEnded = errors.New("process ended during its setup")
 
@@ -132,7 +186,7 @@ var ErrEnded = errors.New("process ended during its setup")
 // kind; ErrEnded when it was killed.
 func (s *Stage) Ready(ctx context.Context) (ptmx int, err error) {
 	defer s.bound(ctx)()
-	buf := make([]byte, 16<<10)
+	buf := make([]byte, maxReply)
 	oob := make([]byte, unix.CmsgSpace(4))
 	n, oobn, _, _, err := s.conn.ReadMsgUnix(buf, oob)
 	if errors.Is(err, unix.ECONNRESET) {

@@ -26,8 +26,9 @@ const Name = "runv-init"
 const (
 	controlFD = 3 // SOCK_SEQPACKET socket to the agent
 	configFD  = 4 // file with an encoded Config
-	targetFD  = 5 // exec: pidfd of the container's init; init: its time namespace
+	targetFD  = 5 // exec: pidfd of the container's init
 	devicesFD = 6 // init in a user namespace: a detached file system of device nodes
+	// From here on: what entry enters.
 )
 
 // Config tells a stage what to do.
