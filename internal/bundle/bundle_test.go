@@ -203,7 +203,8 @@ func TestRefusals(t *testing.T) {
 		{"process.selinuxLabel", `"system_u:object_r:x:s0"`, "", "no SELinux in the guest"},
 		{"process.commandLine", `"dir"`, "", "another platform"},
 		{"mounts[2].type", `"nfs"`, "", `"nfs" is not supported`},
-		{"linux.namespaces[1].path", `"/proc/1/ns/net"`, "", "not supported"},
+		{"linux.namespaces[4].path", `"/proc/1/ns/mnt"`, "", "a mount namespace cannot be joined"},
+		{"linux.namespaces", `[{"type":"mount"}]`, "", "a virtual machine cannot use the host's network; publish ports, or give the container a network of its own"},
 		{"linux.namespaces", `[{"type":"pid"}]`, "", "without a mount namespace"},
 		{"linux.seccomp.listenerPath", `"/run/agent.sock"`, "", "not supported"},
 		{"linux.seccomp.listenerMetadata", `"x"`, "", "not supported"},
@@ -272,7 +273,9 @@ func TestRefusals(t *testing.T) {
 		{"root.path", `"\u0000"`, "", "NUL"},
 		{"linux", "", "", "must be given"},
 		{"hostname", `"` + strings.Repeat("x", 65) + `"`, "", "longer than 64"},
-		{"linux.namespaces", `[{"type":"mount"}]`, "hostname", "without a uts namespace"},
+		{"linux.namespaces", `[{"type":"mount"},{"type":"network"}]`, "hostname", "without a uts namespace"},
+		{"linux.namespaces[0].path", `"proc/1/ns/pid"`, "", "not an absolute path"},
+		{"linux.namespaces[0].path", `"/proc/1/ns/pid\u0000"`, "", "holds a NUL"},
 		{"annotations", `{"":"x"}`, "", "must not be empty"},
 		{"mounts[0].destination", `""`, "", "must not be empty"},
 		{"mounts[0].type", `""`, "", "must not be empty"},
@@ -383,16 +386,11 @@ func TestWarnings(t *testing.T) {
 		assert.NilError(t, err, r.path)
 		assert.DeepEqual(t, b.Warnings, []string{r.want})
 	}
-	data := set(t, with(t, "linux.namespaces", `[{"type":"mount"}]`), "hostname", "")
-	b, err := bundle.Parse(data, "/b")
-	assert.NilError(t, err)
-	assert.Equal(t, len(b.Warnings), 1)
-
 	var many []string
 	for i := range 100 {
 		many = append(many, fmt.Sprintf(`"x%02d":1`, i))
 	}
-	b, err = bundle.Parse([]byte(strings.Replace(string(encode(t, bundle.DefaultSpec())), "{", "{"+strings.Join(many, ",")+",", 1)), "/b")
+	b, err := bundle.Parse([]byte(strings.Replace(string(encode(t, bundle.DefaultSpec())), "{", "{"+strings.Join(many, ",")+",", 1)), "/b")
 	assert.NilError(t, err)
 	assert.Equal(t, len(b.Warnings), 17)
 	assert.Equal(t, b.Warnings[16], "84 more unknown fields: ignored")
@@ -556,6 +554,20 @@ func TestGuestSpec(t *testing.T) {
 		}
 	}
 	assert.DeepEqual(t, got, want)
+}
+
+func TestGuestNamespaces(t *testing.T) {
+	data := with(t, "linux.namespaces", `[{"type":"mount"},{"type":"network","path":"/proc/7/ns/net"},{"type":"ipc","path":"/run/ipc"},{"type":"uts"},{"type":"pid"}]`)
+	b, err := bundle.Parse(data, "/b")
+	assert.NilError(t, err)
+	out, err := b.GuestSpec("/g", nil, map[specs.LinuxNamespaceType]string{"network": "container:a", "uts": "container:b"})
+	assert.NilError(t, err)
+	var got specs.Spec
+	assert.NilError(t, json.Unmarshal(out, &got))
+	assert.DeepEqual(t, got.Linux.Namespaces, []specs.LinuxNamespace{
+		{Type: "mount"}, {Type: "network", Path: "container:a"}, {Type: "ipc"}, {Type: "uts", Path: "container:b"}, {Type: "pid"},
+	})
+	assert.Equal(t, b.Spec.Linux.Namespaces[1].Path, "/proc/7/ns/net", "the bundle itself must not change")
 }
 
 func TestSize(t *testing.T) {

@@ -97,10 +97,10 @@ func (c *checker) spec(s *specs.Spec) error {
 	if err != nil {
 		return err
 	}
-	if err := c.nodeName("hostname", s.Hostname, namespaces[specs.UTSNamespace]); err != nil {
+	if err := c.nodeName("hostname", s.Hostname, namespaces[specs.UTSNamespace].given); err != nil {
 		return err
 	}
-	if err := c.nodeName("domainname", s.Domainname, namespaces[specs.UTSNamespace]); err != nil {
+	if err := c.nodeName("domainname", s.Domainname, namespaces[specs.UTSNamespace].given); err != nil {
 		return err
 	}
 	if err := c.userNamespace(s, namespaces[specs.UserNamespace]); err != nil {
@@ -109,11 +109,11 @@ func (c *checker) spec(s *specs.Spec) error {
 	return c.linux(s.Linux, namespaces)
 }
 
-func (c *checker) nodeName(field, name string, own bool) error {
+func (c *checker) nodeName(field, name string, uts bool) error {
 	switch {
 	case name == "":
 		return nil
-	case !own:
+	case !uts:
 		return c.invalid(field, "cannot be set without a uts namespace")
 	case len(name) > maxHostname:
 		return c.invalid(field, "is longer than %d bytes", maxHostname)
@@ -305,28 +305,45 @@ func Namespaces() []specs.LinuxNamespaceType {
 	}
 }
 
-func (c *checker) namespaces(list []specs.LinuxNamespace) (map[specs.LinuxNamespaceType]bool, error) {
-	has := map[specs.LinuxNamespaceType]bool{}
+// noNetwork is what a container without a network namespace is told, which asks for the host's.
+const noNetwork = "there is no network namespace, which means the host's: a virtual machine cannot use the host's network; " +
+	"publish ports, or give the container a network of its own"
+
+// namespace is one that the container has: its own, or one of others.
+type namespace struct{ given, path bool }
+
+// own tells whether it is the container's own.
+func (n namespace) own() bool { return n.given && !n.path }
+
+func (c *checker) namespaces(list []specs.LinuxNamespace) (map[specs.LinuxNamespaceType]namespace, error) {
+	has := map[specs.LinuxNamespaceType]namespace{}
 	for i, ns := range list {
-		field := fmt.Sprintf("linux.namespaces[%d].type", i)
+		at := fmt.Sprintf("linux.namespaces[%d]", i)
 		switch {
 		case !slices.Contains(Namespaces(), ns.Type):
-			return nil, c.invalid(field, "%s is not known", quote(string(ns.Type)))
-		case has[ns.Type]:
-			return nil, c.invalid(field, "%s is given twice", ns.Type)
+			return nil, c.invalid(at+".type", "%s is not known", quote(string(ns.Type)))
+		case has[ns.Type].given:
+			return nil, c.invalid(at+".type", "%s is given twice", ns.Type)
+		case ns.Path != "" && ns.Type == specs.MountNamespace:
+			return nil, c.refused(at+".path", "a mount namespace cannot be joined")
+		case ns.Path != "" && !path.IsAbs(ns.Path):
+			return nil, c.invalid(at+".path", "%s is not an absolute path", quote(ns.Path))
 		}
-		has[ns.Type] = true
+		if err := c.text(at+".path", ns.Path); err != nil {
+			return nil, err
+		}
+		has[ns.Type] = namespace{given: true, path: ns.Path != ""}
 	}
-	if !has[specs.MountNamespace] {
+	if !has[specs.MountNamespace].given {
 		return nil, c.refused("linux.namespaces", "a container without a mount namespace is not supported")
 	}
-	if !has[specs.NetworkNamespace] {
-		c.warn("linux.namespaces: no network namespace: the container gets the VM's network, not the host's")
+	if !has[specs.NetworkNamespace].given {
+		return nil, c.refused("linux.namespaces", noNetwork)
 	}
 	return has, nil
 }
 
-func (c *checker) linux(l *specs.Linux, namespaces map[specs.LinuxNamespaceType]bool) error {
+func (c *checker) linux(l *specs.Linux, namespaces map[specs.LinuxNamespaceType]namespace) error {
 	if err := c.text("linux.cgroupsPath", l.CgroupsPath); err != nil {
 		return err
 	}
@@ -406,7 +423,7 @@ var ipcSysctls = strings.Fields(`kernel.msgmax kernel.msgmnb kernel.msgmni kerne
 var sysctlName = regexp.MustCompile(`^[a-zA-Z0-9_-]+([./][a-zA-Z0-9_:@-]+)+$`)
 
 // sysctls lets through those that belong to a namespace of the container, as runc does.
-func (c *checker) sysctls(sysctls map[string]string, namespaces map[specs.LinuxNamespaceType]bool) error {
+func (c *checker) sysctls(sysctls map[string]string, namespaces map[specs.LinuxNamespaceType]namespace) error {
 	names := make([]string, 0, len(sysctls))
 	for name := range sysctls {
 		names = append(names, name)
@@ -439,7 +456,7 @@ func (c *checker) sysctls(sysctls map[string]string, namespaces map[specs.LinuxN
 		default:
 			return c.invalid(field, "does not belong to a namespace of the container")
 		}
-		if !namespaces[needs] {
+		if !namespaces[needs].given {
 			return c.invalid(field, "cannot be set without a namespace of type %s", needs)
 		}
 	}

@@ -130,7 +130,7 @@ var fields = []Field{
 	{Path: "linux.resources.unified", Support: Honoured, Note: "files of controllers, cgroup.max.depth, cgroup.max.descendants"},
 	{Path: "linux.cgroupsPath", Support: Honoured, Note: "the VM's on the host; the container's is the guest's"},
 	{Path: "linux.namespaces[].type", Support: Honoured, Note: "pid, ipc, uts, mount, cgroup, user, time, network"},
-	{Path: "linux.namespaces[].path", Support: Refused, Note: "joining a namespace " + notYet},
+	{Path: "linux.namespaces[].path", Support: Honoured, Note: "of a container of runv, whose VM is then shared"},
 	{Path: "linux.devices", Support: Honoured, Note: "device numbers are the guest's"},
 	{Path: "linux.netDevices", Support: Refused, Note: "is not supported: a device of the host cannot be moved into the VM"},
 	{Path: "linux.seccomp.defaultAction", Support: Honoured, Note: "all but SCMP_ACT_NOTIFY"},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"gotest.tools/v3/assert"
 
 	"runv/internal/bundle"
@@ -29,7 +30,11 @@ func FuzzParse(f *testing.F) {
 			for _, bind := range b.Binds() {
 				sources[bind.Index] = fmt.Sprint("/guest/", bind.Index)
 			}
-			out, err := b.GuestSpec("/guest/rootfs", sources, nil)
+			namespaces := map[specs.LinuxNamespaceType]string{}
+			for _, ns := range b.Spec.Linux.Namespaces {
+				namespaces[ns.Type] = ns.Path
+			}
+			out, err := b.GuestSpec("/guest/rootfs", sources, namespaces)
 			assert.NilError(t, err)
 			return out
 		}

@@ -17,8 +17,8 @@ const (
 )
 
 // userNamespace checks that there are mappings when there is a user namespace, and that the
-// process's ids are in them.
-func (c *checker) userNamespace(s *specs.Spec, own bool) error {
+// process's ids are in them. A user namespace of others has mappings already; they may be given, too.
+func (c *checker) userNamespace(s *specs.Spec, user namespace) error {
 	for _, m := range []struct {
 		field, ids string
 		list       []specs.LinuxIDMapping
@@ -28,9 +28,9 @@ func (c *checker) userNamespace(s *specs.Spec, own bool) error {
 		{"linux.gidMappings", "process.user.gid", s.Linux.GIDMappings, s.Process.User.GID},
 	} {
 		switch {
-		case !own && len(m.list) > 0:
+		case !user.given && len(m.list) > 0:
 			return c.invalid(m.field, "cannot be given without a user namespace")
-		case !own:
+		case !user.given, user.path && len(m.list) == 0:
 			continue
 		case len(m.list) == 0:
 			return c.invalid(m.field, "must be given with a user namespace")
@@ -45,7 +45,7 @@ func (c *checker) userNamespace(s *specs.Spec, own bool) error {
 			return c.invalid(m.ids, "%d is not in %s", m.process, m.field)
 		}
 	}
-	if !own {
+	if len(s.Linux.GIDMappings) == 0 {
 		return nil
 	}
 	for i, gid := range s.Process.User.AdditionalGids {
@@ -98,9 +98,9 @@ func (c *checker) mappings(field string, list []specs.LinuxIDMapping) error {
 	return nil
 }
 
-func (c *checker) timeOffsets(offsets map[string]specs.LinuxTimeOffset, own bool) error {
-	if len(offsets) > 0 && !own {
-		return c.invalid("linux.timeOffsets", "cannot be given without a time namespace")
+func (c *checker) timeOffsets(offsets map[string]specs.LinuxTimeOffset, time namespace) error {
+	if len(offsets) > 0 && !time.own() {
+		return c.invalid("linux.timeOffsets", "cannot be given without a time namespace of the container's own")
 	}
 	for _, clock := range slices.Sorted(maps.Keys(offsets)) {
 		at := "linux.timeOffsets[" + quote(clock) + "]"

@@ -34,6 +34,8 @@ func TestUserNamespace(t *testing.T) {
 		"many":        inUserNS(t, list(340, 1), all),
 		"last":        inUserNS(t, `[{"containerID":0,"hostID":0,"size":1},{"containerID":4294967294,"hostID":4294967294,"size":1}]`, all),
 		"other order": inUserNS(t, `[{"containerID":10,"hostID":100000,"size":5},{"containerID":0,"hostID":100005,"size":10}]`, all),
+		"joined":      with(t, "linux.namespaces[5]", `{"type":"user","path":"/proc/7/ns/user"}`),
+		"joined, too": set(t, inUserNS(t, all, all), "linux.namespaces[5].path", `"/proc/7/ns/user"`),
 		"sysctl":      set(t, inUserNS(t, all, all), "linux.sysctl", `{"user.max_uts_namespaces":"5"}`),
 	}
 	for name, data := range good {
@@ -59,7 +61,7 @@ func TestUserNamespace(t *testing.T) {
 		{"process.user.uid", "65536 is not in linux.uidMappings", set(t, inUserNS(t, all, all), "process.user", `{"uid":65536}`)},
 		{"process.user.gid", "65536 is not in linux.gidMappings", set(t, inUserNS(t, all, all), "process.user", `{"gid":65536}`)},
 		{"process.user.additionalGids[1]", "70000 is not in linux.gidMappings", set(t, inUserNS(t, all, all), "process.user", `{"additionalGids":[5,70000]}`)},
-		{"linux.namespaces[5].path", "joining a namespace", set(t, inUserNS(t, all, all), "linux.namespaces[5].path", `"/proc/1/ns/user"`)},
+		{"process.user.uid", "65536 is not in linux.uidMappings", set(t, set(t, inUserNS(t, all, all), "process.user", `{"uid":65536}`), "linux.namespaces[5].path", `"/proc/7/ns/user"`)},
 		{`linux.sysctl["user.max_uts_namespaces"]`, "without a namespace of type user", with(t, "linux.sysctl", `{"user.max_uts_namespaces":"5"}`)},
 	} {
 		invalid(t, r.data, r.field, r.reason)
@@ -74,6 +76,7 @@ func TestTimeNamespace(t *testing.T) {
 		_, err := bundle.Parse(inTimeNS(offsets), "/b")
 		assert.NilError(t, err, offsets)
 	}
+	invalid(t, set(t, inTimeNS(`{"monotonic":{"secs":1}}`), "linux.namespaces[5].path", `"/proc/7/ns/time"`), "linux.timeOffsets", "without a time namespace of the container's own")
 	invalid(t, with(t, "linux.timeOffsets", `{"monotonic":{"secs":1}}`), "linux.timeOffsets", "without a time namespace")
 	invalid(t, inTimeNS(`{"realtime":{"secs":1}}`), `linux.timeOffsets["realtime"]`, "is not a clock")
 	invalid(t, inTimeNS(`{"boottime":{"nanosecs":1000000000}}`), `linux.timeOffsets["boottime"].nanosecs`, "not less than a second")

@@ -22,6 +22,7 @@ import (
 	"runv/internal/config"
 	"runv/internal/hook"
 	"runv/internal/hostcgroup"
+	"runv/internal/join"
 	"runv/internal/rpcerror"
 	"runv/internal/state"
 )
@@ -161,8 +162,8 @@ type created struct {
 
 func (c *created) close() { c.supervisor.close() }
 
-// create makes a container in a pod of its own. When it fails, or ctx ends
-// before it is done, everything is taken back. The caller closes the result.
+// create makes a container, in a pod of its own unless it shares something with others. When it
+// fails, or ctx ends before it is done, everything is taken back. The caller closes the result.
 func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *created, err error) {
 	b, err := a.loadBundle(opts.bundle)
 	if err != nil {
@@ -186,6 +187,14 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	if err != nil {
 		return nil, err
 	}
+	store, err := a.openStore()
+	if err != nil {
+		return nil, err
+	}
+	plan, err := findShared(store, b)
+	if err != nil {
+		return nil, err
+	}
 	net, err := openNetNS(b)
 	if err != nil {
 		return nil, err
@@ -201,34 +210,30 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 		}
 	}()
 
-	store, podID, err := a.reserve(ctx, id, b, terminal, &undo)
+	podID, err := a.reserve(ctx, store, plan, id, b, &undo)
 	if err != nil {
 		return nil, err
 	}
 	began := time.Now()
-	process, err := a.launch(ctx, cfg, podID, store.PodDir(podID))
+	var sup *supervisor
+	if plan.Pod != "" {
+		sup, err = a.joinPod(ctx, store, plan, id, hooks, &undo)
+	} else {
+		var process *supervisorProcess
+		defer func() {
+			if err == nil || process == nil || namesContainer(err, id) { // then it is the supervisor's own word
+				return
+			}
+			if end := process.died(); end != nil { // which is the cause, whatever it broke
+				err = fmt.Errorf("supervisor died (%w): %w", end, err)
+			}
+		}()
+		sup, process, err = a.startPod(ctx, cfg, store, podID, hooks, &undo)
+	}
 	if err != nil {
 		return nil, err
 	}
-	a.log.Debug("supervisor serves", "container", id, "pod", podID, "pid", process.process.Pid, "after", time.Since(began))
-	undo.push(func() error { process.kill(); return nil })
-	defer func() {
-		if err == nil || namesContainer(err, id) { // then it is the supervisor's own word
-			return
-		}
-		if end := process.died(); end != nil { // which is the cause, whatever it broke
-			err = fmt.Errorf("supervisor died (%w): %w", end, err)
-		}
-	}()
-	sup, err := dial(ctx, store.PodDir(podID))
-	if err != nil {
-		return nil, err
-	}
-	undo.push(func() error {
-		sup.shutdown()
-		process.await(shutdownTimeout + hook.Timeouts(hooks.Poststop, hook.Unbounded)) // it removes its own traces
-		return nil
-	})
+	a.log.Debug("supervisor serves", "container", id, "pod", podID, "after", time.Since(began))
 	standIn, err := a.startStandIn(ctx, store.PodDir(podID), terminal, opts.consoleSocket, net)
 	if err != nil {
 		return nil, err
@@ -282,37 +287,57 @@ func (a *app) loadBundle(dir string) (*bundle.Bundle, error) {
 	return b, nil
 }
 
-// reserve takes the id and makes a pod's directory.
-func (a *app) reserve(ctx context.Context, id string, b *bundle.Bundle, terminal bool, undo *undo) (*state.Store, string, error) {
-	store, err := a.openStore()
-	if err != nil {
-		return nil, "", err
-	}
+// reserve takes the id, and makes a pod's directory unless the container joins one.
+func (a *app) reserve(ctx context.Context, store *state.Store, plan join.Plan, id string, b *bundle.Bundle, undo *undo) (podID string, err error) {
 	if err := store.SweepPods(ctx); err != nil {
 		a.warn("%v", err) // dead pods do not keep a new one from living
 	}
-	podID := newPodID()
+	if podID = plan.Pod; podID == "" {
+		podID = newPodID()
+	}
 	now := time.Now().UTC()
 	err = store.ReserveContainer(state.Container{
 		ID: id, PodID: podID, Bundle: b.Dir, Rootfs: b.Rootfs, OCIVersion: b.Spec.Version, Status: state.Creating,
-		Created: now, Annotations: b.Spec.Annotations, Owner: os.Geteuid(), Terminal: terminal,
+		Created: now, Annotations: b.Spec.Annotations, Owner: os.Geteuid(), Terminal: b.Spec.Process.Terminal,
 	})
 	if errdefs.IsAlreadyExists(err) {
-		return nil, "", rpcerror.New(errdefs.ErrAlreadyExists, "container with given ID already exists")
+		return "", rpcerror.New(errdefs.ErrAlreadyExists, "container with given ID already exists")
 	}
 	if err != nil {
-		return nil, "", err
+		return "", err
 	}
 	undo.push(func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
+		if plan.Pod != "" {
+			return leavePod(ctx, store, podID, id)
+		}
 		// The container's record may have gone before its pod's.
 		return errors.Join(a.purge(ctx, store, id), store.RemovePod(podID))
 	})
-	if err := store.CreatePod(state.Pod{ID: podID, Created: now}); err != nil {
-		return nil, "", err
+	if plan.Pod == "" {
+		return podID, store.CreatePod(state.Pod{ID: podID, Created: now})
 	}
-	return store, podID, nil
+	return podID, nil
+}
+
+// startPod starts the supervisor of a new pod. The process is told, too, when it does not serve.
+func (a *app) startPod(ctx context.Context, cfg *config.Effective, store *state.Store, podID string, hooks specs.Hooks, undo *undo) (*supervisor, *supervisorProcess, error) {
+	process, err := a.launch(ctx, cfg, podID, store.PodDir(podID))
+	if err != nil {
+		return nil, nil, err
+	}
+	undo.push(func() error { process.kill(); return nil })
+	sup, err := dial(ctx, store.PodDir(podID))
+	if err != nil {
+		return nil, process, err
+	}
+	undo.push(func() error {
+		sup.shutdown()
+		process.await(shutdownTimeout + hook.Timeouts(hooks.Poststop, hook.Unbounded)) // it removes its own traces
+		return nil
+	})
+	return sup, process, nil
 }
 
 // newPodID is unique without anybody being asked: 80 random bits.

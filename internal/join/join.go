@@ -34,7 +34,7 @@ type Plan struct {
 	NetNS state.NetNS
 }
 
-// Look is how Find looks at a path; the function Look is one.
+// Looker is how Find looks at a path; the function Look is one.
 type Looker func(path string) (File, error)
 
 // Find tells what the specification of a new container asks for, among these containers, which are
@@ -115,8 +115,8 @@ func (f *finder) network(field, path string, file File) error {
 		return f.share(field, specs.NetworkNamespace, c)
 	}
 	if file.OfHost {
-		return refused(field, "%s is the host's network, which a virtual machine cannot be in: "+
-			"give the container a network of its own and publish its ports", path)
+		return refused(field, "%s is the host's: a virtual machine cannot use the host's network; "+
+			"publish ports, or give the container a network of its own", path)
 	}
 	f.plan.NetNS = netns
 	return nil

@@ -200,13 +200,13 @@ func TestFindRefuses(t *testing.T) {
 		},
 		"the host's network": {
 			spec(nil, at(net, "/proc/1/ns/net")), errdefs.ErrNotImplemented,
-			"linux.namespaces[1].path: /proc/1/ns/net is the host's network, which a virtual machine cannot be in: " +
-				"give the container a network of its own and publish its ports",
+			"linux.namespaces[1].path: /proc/1/ns/net is the host's: a virtual machine cannot use the host's network; " +
+				"publish ports, or give the container a network of its own",
 		},
 		"the host's network by name": {
 			spec(nil, at(net, "/run/netns/host")), errdefs.ErrNotImplemented,
-			"linux.namespaces[1].path: /run/netns/host is the host's network, which a virtual machine cannot be in: " +
-				"give the container a network of its own and publish its ports",
+			"linux.namespaces[1].path: /run/netns/host is the host's: a virtual machine cannot use the host's network; " +
+				"publish ports, or give the container a network of its own",
 		},
 		"two pods": {
 			spec(nil, at(pid, "/proc/100/ns/pid"), at(ipc, "/proc/300/ns/ipc")), errdefs.ErrInvalidArgument,

@@ -77,7 +77,7 @@ func TestLookAtBoundNamespace(t *testing.T) {
 	assert.NilError(t, os.WriteFile(file, nil, 0o600))
 	source := fmt.Sprintf("/proc/%d/ns/net", n)
 	assert.NilError(t, unix.Mount(source, file, "", unix.MS_BIND, ""))
-	defer unix.Unmount(file, unix.MNT_DETACH)
+	defer func() { assert.Check(t, unix.Unmount(file, unix.MNT_DETACH)) }()
 	got, err := join.Look(file)
 	assert.NilError(t, err)
 	st := inode(t, source)

@@ -17,7 +17,6 @@ import (
 
 	agentv1 "runv/api/agent/v1"
 	"runv/internal/agentclient"
-	"runv/internal/bundle"
 	"runv/internal/factory"
 	"runv/internal/hostcgroup"
 	"runv/internal/hypervisor"
@@ -49,20 +48,6 @@ type boot struct {
 type size struct {
 	vcpus  int
 	memory int64 // bytes
-}
-
-// sizeFor turns the limits of a container into the VM's size. Numbers in a cpuset that the host
-// has no processors for make no vCPUs: under runc they would be an error, which the guest makes of them here.
-func (p *Pod) sizeFor(asked bundle.Size) size {
-	s := size{vcpus: p.cfg.DefaultVCPUs, memory: p.cfg.DefaultMemory}
-	if asked.QuotaCPUs > 0 {
-		s.vcpus = asked.QuotaCPUs
-	}
-	s.vcpus = max(s.vcpus, min(asked.SetCPUs, runtime.NumCPU()))
-	if asked.MemoryBytes > 0 {
-		s.memory = sizeForLimit(asked.MemoryBytes)
-	}
-	return s
 }
 
 // sizeForLimit is how much memory a VM needs for a memory limit, in bytes: no more than the

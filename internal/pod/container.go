@@ -14,6 +14,7 @@ import (
 	"runv/internal/bundle"
 	"runv/internal/factory"
 	"runv/internal/hostcgroup"
+	"runv/internal/join"
 	"runv/internal/journal"
 	"runv/internal/rpcerror"
 	"runv/internal/standin"
@@ -71,6 +72,10 @@ func (p *Pod) Create(ctx context.Context, req CreateRequest) (int, error) {
 	for _, w := range b.Warnings {
 		p.log.Warn("bundle", "container", req.ID, "warning", w)
 	}
+	plan, err := p.findShared(ctx, req.ID, b)
+	if err != nil {
+		return 0, fmt.Errorf("create %s: %w", req.ID, err)
+	}
 	callerCtx := ctx // delete ends ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -78,7 +83,7 @@ func (p *Pod) Create(ctx context.Context, req CreateRequest) (int, error) {
 	if err := p.do(ctx, func() (err error) { c, err = p.admitContainer(req, b, cancel); return err }); err != nil {
 		return 0, fmt.Errorf("create %s: %w", req.ID, err)
 	}
-	pid, err := p.create(ctx, c, b, req)
+	pid, err := p.create(ctx, c, b, plan, req)
 	if err != nil {
 		err = fmt.Errorf("create %s: %w", req.ID, err)
 		// The caller may be gone; the undoing has its own deadlines.
@@ -142,7 +147,7 @@ func (p *Pod) admitContainer(req CreateRequest, b *bundle.Bundle, cancel context
 }
 
 // create does the work of Create. What it acquired for the container is undone by abandon.
-func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req CreateRequest) (int, error) {
+func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan join.Plan, req CreateRequest) (int, error) {
 	began := time.Now()
 	peer, err := p.awaitStandIn(ctx, req.StandIn)
 	if err != nil {
@@ -150,13 +155,13 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	}
 	proc := newProcess(c, initProcess, peer)
 	var record state.Container      // as hooks see it
-	var first *hostcgroup.Container // nil: the pod has another, whose cgroup it shares
+	var first *hostcgroup.Container // nil: the pod has another, whose VM and cgroup it shares
 	if err := p.do(ctx, func() error {
 		c.record.StandIn = proc.standIn
 		record = c.record
 		switch p.state {
 		case Idle:
-			s := p.sizeFor(b.Size())
+			s := p.sizeFor([]*specs.LinuxResources{c.limits})
 			first = &hostcgroup.Container{
 				ID: req.ID, Path: b.Spec.Linux.CgroupsPath, Resources: b.Spec.Linux.Resources, VMMemory: s.memory,
 			}
@@ -173,24 +178,14 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	if err := p.awaitShare(ctx); err != nil {
 		return 0, err
 	}
-	if first != nil { // while the VM boots; hooks find it there
-		if err := p.cfg.Cgroup.Join(proc.standIn.PID); err != nil {
-			return 0, err
-		}
+	if err := p.cfg.Cgroup.Join(proc.standIn.PID); err != nil { // while the VM boots; hooks find it there
+		return 0, err
 	}
 	net, firstThere, err := p.joinNetwork(ctx, c, b, proc.standIn.PID)
 	if err != nil {
 		return 0, err
 	}
 	mapping, err := p.addToShare(ctx, c, b)
-	if err != nil {
-		return 0, err
-	}
-	namespaces := make(map[specs.LinuxNamespaceType]string)
-	if net != nil {
-		namespaces[specs.NetworkNamespace] = "network:" + net.id
-	}
-	spec, err := b.GuestSpec(mapping.Root, mapping.Binds, namespaces)
 	if err != nil {
 		return 0, err
 	}
@@ -208,6 +203,11 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	if err != nil {
 		return 0, err
 	}
+	if first == nil {
+		if err := p.makeRoom(ctx, c, vm); err != nil {
+			return 0, err
+		}
+	}
 	booted := time.Now()
 	if net != nil {
 		if err := p.startNetwork(ctx, net, vm); err != nil {
@@ -219,7 +219,19 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 	if err != nil {
 		return 0, p.explain(err, vm)
 	}
-	if err := p.do(ctx, func() error { c.inGuest = true; return nil }); err != nil {
+	var namespaces map[specs.LinuxNamespaceType]string
+	if err := p.do(ctx, func() (err error) {
+		namespaces, err = p.shares(plan)
+		c.inGuest = err == nil
+		return err
+	}); err != nil {
+		return 0, err
+	}
+	if net != nil {
+		namespaces[specs.NetworkNamespace] = "network:" + net.id
+	}
+	spec, err := b.GuestSpec(mapping.Root, mapping.Binds, namespaces)
+	if err != nil {
 		return 0, err
 	}
 	create := &agentv1.CreateRequest{Id: req.ID, Spec: spec, Stdio: stdio, Bundle: b.Dir, NoNewKeyring: req.NoNewKeyring}
@@ -235,8 +247,8 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, req Cr
 			return 0, p.explain(err, vm)
 		}
 	}
-	if first != nil {
-		if err := p.cfg.Cgroup.Limit(first.Resources, first.VMMemory); err != nil {
+	if first != nil { // that of CPU time the boot did not have
+		if err := p.setLimits(ctx); err != nil {
 			return 0, err
 		}
 	}

@@ -113,6 +113,7 @@ func (p *Pod) forget(c *container) {
 		if taken != nil {
 			record = c.record
 		}
+		p.lowerLimits()
 	}
 	forgotten := func() {
 		p.pending--

@@ -94,6 +94,7 @@ type Pod struct {
 	boot   boot
 	// starting has a place for each exec that is with the agent.
 	starting chan struct{}
+	sizer    chan struct{} // has a place for who changes the VM's size or the pod's limits
 
 	// What follows belongs to the goroutine of Run.
 	state      State
@@ -117,6 +118,7 @@ func New(cfg Config) *Pod {
 		ended:      make(chan struct{}),
 		boot:       boot{done: make(chan struct{})},
 		starting:   make(chan struct{}, maxStarting),
+		sizer:      make(chan struct{}, 1),
 		state:      Idle,
 		record:     cfg.Record,
 		containers: make(map[string]*container),

@@ -21,6 +21,7 @@ const (
 	verbResume      verb = "resume"
 	verbUpdate      verb = "update"
 	verbInspect     verb = "inspect" // stats, processes
+	verbJoin        verb = "join"    // by another container
 	verbDelete      verb = "delete"
 	verbForceDelete verb = "force delete"
 )
@@ -62,6 +63,10 @@ var denials = map[verb]map[state.Status]string{
 	verbInspect: {
 		state.Creating: "container not running",
 		state.Stopped:  "container not running",
+	},
+	verbJoin: {
+		state.Creating: "cannot share namespaces with container {id}: it is being created",
+		state.Stopped:  "cannot share namespaces with container {id}: it has stopped",
 	},
 	verbDelete: {
 		state.Creating: "cannot delete container {id} that is not stopped: {status}",

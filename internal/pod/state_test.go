@@ -82,6 +82,7 @@ func TestPolicyAnswersForEachVerbAndStatus(t *testing.T) {
 		verbResume:      {state.Paused},
 		verbUpdate:      {state.Created, state.Running, state.Paused},
 		verbInspect:     {state.Created, state.Running, state.Paused},
+		verbJoin:        {state.Created, state.Running, state.Paused},
 		verbDelete:      {state.Created, state.Stopped},
 		verbForceDelete: containerStates,
 	}

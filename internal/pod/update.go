@@ -34,24 +34,33 @@ func (p *Pod) Update(ctx context.Context, id string, resources []byte) (res Upda
 	if err != nil {
 		return res, err
 	}
+	release, err := p.sizing(ctx)
+	if err != nil {
+		return res, err
+	}
+	defer release()
 	var limits *specs.LinuxResources // all that the container has then
+	var after *specs.LinuxResources  // all that the pod has then
 	err = p.operate(ctx, verbUpdate, id, func(ctx context.Context, vm *factory.VM) error {
-		var before *specs.LinuxResources
-		var have, asked, want size // of the VM: as it is, as the limits before wanted it, and those to come
+		var before *specs.LinuxResources // of the pod
+		var have, asked, want size       // of the VM: as it is, as the limits before wanted it, and those to come
 		if err := p.do(ctx, func() error {
 			c, err := p.find(id)
 			if err != nil {
 				return err
 			}
-			before, limits = c.limits, bundle.Merge(c.limits, r)
-			have, asked, want = p.size(), p.sizeFor(bundle.SizeOf(before)), p.sizeFor(bundle.SizeOf(limits))
+			limits = bundle.Merge(c.limits, r)
+			others := p.asked(c)
+			old := append(others[:len(others):len(others)], c.limits)
+			next := append(others[:len(others):len(others)], limits)
+			before, after = sum(old), sum(next)
+			have, asked, want = p.size(), p.sizeFor(old), p.sizeFor(next)
 			return nil
 		}); err != nil {
 			return err
 		}
 		now := have
-		// What an update could not reach the next one does not ask for again, unless it wants more.
-		if want.vcpus > max(have.vcpus, asked.vcpus) || want.memory > max(have.memory, asked.memory) {
+		if want.exceeds(have, asked) {
 			// The host must not kill the VMM for what it is about to get.
 			if err := p.cfg.Cgroup.Limit(before, max(have.memory, want.memory)); err != nil {
 				return err
@@ -73,7 +82,7 @@ func (p *Pod) Update(ctx context.Context, id string, resources []byte) (res Upda
 	if err != nil {
 		return res, err
 	}
-	if err := p.cfg.Cgroup.Limit(limits, res.MemoryBytes); err != nil {
+	if err := p.cfg.Cgroup.Limit(after, res.MemoryBytes); err != nil {
 		return res, fmt.Errorf("the limits in the VM are changed, those of the VM are not: %w", err)
 	}
 	return res, nil

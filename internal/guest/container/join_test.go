@@ -164,7 +164,7 @@ func TestSharedPidNamespace(t *testing.T) {
 	assert.NilError(t, b.stdin.Close())
 	status, _ := w.end("b", "")
 	assert.Equal(t, status, uint32(1)) // of read at the end of input
-	waitFor(2) // and a zombie, which is a's
+	waitFor(2)                         // and a zombie, which is a's
 	w.remove("b")
 	a, err := w.set.Get("a")
 	assert.NilError(t, err)
@@ -237,6 +237,11 @@ func TestJoinUserNamespace(t *testing.T) {
 	w.inUserNS(spec)
 	_, err = w.create("d", joining(spec, "a", specs.TimeNamespace))
 	assert.ErrorIs(t, err, errdefs.ErrNotImplemented)
+	spec = joining(w.spec("true"), "a", specs.UserNamespace)
+	spec.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}}
+	spec.Linux.GIDMappings = spec.Linux.UIDMappings
+	_, err = w.create("d", spec)
+	assert.Error(t, err, `linux.namespaces: user: linux.uidMappings, linux.gidMappings: are not those of container "a"`)
 	_, err = w.create("d", joining(w.spec("nonesuch"), "a", specs.UserNamespace))
 	assert.ErrorIs(t, err, errdefs.ErrNotFound)
 	assert.ErrorContains(t, err, "executable file not found")

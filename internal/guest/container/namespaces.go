@@ -65,9 +65,9 @@ func translateNamespaces(l *specs.Linux) (ns namespaces, err error) {
 	if ns.own&unix.CLONE_NEWNS == 0 {
 		return ns, invalid("linux.namespaces: a mount namespace is needed")
 	}
-	user := ns.own&unix.CLONE_NEWUSER != 0
-	if user != (len(l.UIDMappings) > 0) || user != (len(l.GIDMappings) > 0) {
-		return ns, invalid("linux.uidMappings, linux.gidMappings: belong to a user namespace of its own, and it needs both")
+	uids, gids := len(l.UIDMappings) > 0, len(l.GIDMappings) > 0
+	if uids != gids || uids && !ns.user() || !uids && ns.own&unix.CLONE_NEWUSER != 0 {
+		return ns, invalid("linux.uidMappings, linux.gidMappings: belong to a user namespace, and it needs both")
 	}
 	ns.uid, ns.gid = l.UIDMappings, l.GIDMappings
 	if len(l.TimeOffsets) > 0 && ns.own&unix.CLONE_NEWTIME == 0 {
