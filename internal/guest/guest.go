@@ -109,8 +109,14 @@ func (m *machine) serve(ctx context.Context) error {
 	}
 	r := reaper.New(m.log)
 	events := eventlog.New()
+	networks, err := network.NewSet(network.Config{
+		Driver: func(ctx context.Context) error { return m.late.Wait(ctx, "virtio_net") }, Redirect: cgroups.RedirectPort, Log: m.log,
+	})
+	if err != nil {
+		return err
+	}
 	m.containers, err = container.NewSet(container.Config{
-		Exe: stageProgram(), Reaper: r, Events: events, Cgroups: cgroups, Log: m.log,
+		Exe: stageProgram(), Reaper: r, Events: events, Cgroups: cgroups, Networks: networks, Log: m.log,
 	})
 	if err != nil {
 		return err
@@ -118,12 +124,6 @@ func (m *machine) serve(ctx context.Context) error {
 	go r.Run(ctx)
 	go cgroups.Watch(ctx)
 	go m.late.Run(ctx)
-	networks, err := network.NewSet(network.Config{
-		Driver: func(ctx context.Context) error { return m.late.Wait(ctx, "virtio_net") }, Redirect: cgroups.RedirectPort, Log: m.log,
-	})
-	if err != nil {
-		return err
-	}
 	srv := &server.Server{Containers: m.containers, Networks: networks, Events: events, Machine: m, Log: m.log}
 
 	found, cancel := context.WithTimeout(ctx, portTimeout)
