@@ -41,8 +41,10 @@ func TestBadInputIsRefusedByName(t *testing.T) {
 		{"empty args", "web", edited(func(s *specs.Spec) { s.Process.Args = nil }), "process.args"},
 		{"relative cwd", "web", edited(func(s *specs.Spec) { s.Process.Cwd = "tmp" }), "process.cwd"},
 		{"namespace path", "web", edited(func(s *specs.Spec) {
-			s.Linux.Namespaces = append(s.Linux.Namespaces[:0:0], specs.LinuxNamespace{Type: "mount"}, specs.LinuxNamespace{Type: "pid", Path: "/proc/1/ns/pid"})
-		}), "linux.namespaces[1].path"},
+			s.Linux.Namespaces = append(s.Linux.Namespaces[:0:0], specs.LinuxNamespace{Type: "mount"},
+				specs.LinuxNamespace{Type: "pid", Path: "/proc/1/ns/pid"}, specs.LinuxNamespace{Type: "network"})
+			s.Hostname = ""
+		}), "linux.namespaces[1].path: /proc/1/ns/pid is not a namespace of a container of runv"},
 		{"hooks", "web", edited(func(s *specs.Spec) {
 			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/true"}, {Path: "bin/true"}}}
 		}), "hooks.createRuntime[1].path"},
