@@ -44,7 +44,7 @@ func (m *Mirror) Check() error {
 		for _, c := range []struct {
 			on, to int
 			want   []filter
-		}{{p.index, p.tap, fromInterface(m.cfg.HostPorts)}, {p.tap, p.index, fromTap()}} {
+		}{{p.index, p.tap, fromInterface(m.hostPorts)}, {p.tap, p.index, fromTap()}} {
 			have, err := m.kernel.ourFilters(c.on)
 			if err != nil {
 				return err

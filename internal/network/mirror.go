@@ -59,11 +59,12 @@ type Config struct {
 	// Queues is how many pairs of queues each network card has: the VM's vCPUs; at least 1, and more than 8
 	// are 8.
 	Queues int
-	// HostPorts leaves the ports from 65024 on to the namespace's kernel, on all interfaces, and has it choose
-	// among them: processes in the namespace on the host can be clients then, such as Docker's name server, which
-	// asks others. Packets to these ports never come to the guest, whose kernel does not choose them. ICMP and
-	// later fragments go to the guest.
-	HostPorts bool
+	// HostPorts tells whether processes in the namespace on the host are clients of others, such as
+	// Docker's name server, which asks them. It is called in the namespace, at each sync until it says so: from then on
+	// the ports from 65024 on are the namespace's kernel's on all interfaces, which chooses among them. Packets
+	// to these ports never come to the guest, whose kernel does not choose them. ICMP and later fragments
+	// go to the guest. nil: never.
+	HostPorts func() (bool, error)
 	// Save keeps a record for Clean, before anything is done that it tells of. It is called again when there
 	// are more interfaces. An error keeps them from being mirrored.
 	Save func(Record) error
@@ -91,16 +92,18 @@ type Mirror struct {
 	done bool          // by Close
 	vm   VM
 	// guest is nil before Start.
-	guest    Guest
-	kernel   *kernel
-	events   *events
-	members  *os.File // a packet socket that wants all multicasts of the interfaces
-	sysctls  *sysctls
-	ports    map[int]*port // by index of the interface
-	leaving  []*port       // whose interface has gone
-	record   Record
-	applied  *agentv1.ApplyNetworkRequest // nil: who knows
-	problems map[string]bool              // that were logged
+	guest   Guest
+	kernel  *kernel
+	events  *events
+	members *os.File // a packet socket that wants all multicasts of the interfaces
+	sysctls *sysctls
+	ports   map[int]*port // by index of the interface
+	leaving []*port       // whose interface has gone
+	record  Record
+	// hostPorts is what Config.HostPorts has said.
+	hostPorts bool
+	applied   *agentv1.ApplyNetworkRequest // nil: who knows
+	problems  map[string]bool              // that were logged
 }
 
 // New makes a Mirror.
@@ -254,6 +257,9 @@ func (m *Mirror) sync(ctx context.Context) (again bool, err error) {
 	if err := m.listen(); err != nil {
 		return false, err
 	}
+	if err := m.askHostPorts(); err != nil {
+		return false, fmt.Errorf("network: look for clients: %w", err)
+	}
 	snapshot, err := m.scan()
 	if err != nil {
 		return false, fmt.Errorf("network: %w", err)
@@ -267,7 +273,7 @@ func (m *Mirror) sync(ctx context.Context) (again bool, err error) {
 	if err := m.save(links); err != nil {
 		return false, fmt.Errorf("network: save record: %w", err)
 	}
-	if m.cfg.HostPorts {
+	if m.hostPorts {
 		if err := reserve(m.cfg.Namespace); err != nil {
 			return false, fmt.Errorf("network: %w", err)
 		}
@@ -313,6 +319,17 @@ func (m *Mirror) changed(l netlink.Link) bool {
 	return err != nil
 }
 
+// askHostPorts asks whether the namespace needs ports, until it does.
+func (m *Mirror) askHostPorts() error {
+	if m.hostPorts || m.cfg.HostPorts == nil {
+		return nil
+	}
+	return m.cfg.Namespace.Do(func() (err error) {
+		m.hostPorts, err = m.cfg.HostPorts()
+		return err
+	})
+}
+
 func (m *Mirror) scan() (*snapshot, error) {
 	s, err := m.kernel.scan()
 	if err != nil {
@@ -328,7 +345,7 @@ func (m *Mirror) scan() (*snapshot, error) {
 		s.sysctls = m.sysctls.read(names)
 		return nil
 	})
-	if m.cfg.HostPorts && err == nil {
+	if m.hostPorts && err == nil {
 		reserved(s.sysctls)
 	}
 	m.sysctls.forget(names)
@@ -391,11 +408,11 @@ func (m *Mirror) connect(ctx context.Context, s *snapshot, l netlink.Link) error
 		if err := join(m.members, a.Index); err != nil {
 			return fmt.Errorf("ask for multicasts: %w", err)
 		}
-		if err := p.open(m.cfg.Namespace, m.kernel, a.MTU, min(max(m.cfg.Queues, 1), maxQueues), fromInterface(m.cfg.HostPorts)); err != nil {
+		if err := p.open(m.cfg.Namespace, m.kernel, a.MTU, min(max(m.cfg.Queues, 1), maxQueues), fromInterface(m.hostPorts)); err != nil {
 			return err
 		}
 		m.ports[a.Index] = p
-	} else if err := p.check(m.kernel, s.link(p.tap), a.MTU, fromInterface(m.cfg.HostPorts)); err != nil {
+	} else if err := p.check(m.kernel, s.link(p.tap), a.MTU, fromInterface(m.hostPorts)); err != nil {
 		return err
 	}
 	p.name = a.Name

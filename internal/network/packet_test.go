@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -276,7 +277,13 @@ func TestHostPorts(t *testing.T) {
 		assert.NilError(t, err)
 		return strings.Join(strings.Fields(out), " ")
 	}
-	r := start(t, ns, func(c *network.Config) { c.HostPorts = true })
+	var needed atomic.Bool
+	r := start(t, ns, func(c *network.Config) { c.HostPorts = func() (bool, error) { return needed.Load(), nil } })
+	assert.DeepEqual(t, r.guest.request().Sysctls, map[string]string{
+		"net.ipv4.ip_local_reserved_ports": "1000-1010", "net.ipv4.ip_local_port_range": "40000 50000",
+	})
+	needed.Store(true)
+	assert.NilError(t, r.Sync(t.Context()))
 	assert.DeepEqual(t, r.guest.request().Sysctls, map[string]string{"net.ipv4.ip_local_reserved_ports": "1000-1010,65024-65535"})
 	for _, ip := range []string{"10.1.0.1", "[fd00:1::1]"} {
 		// The namespace's kernel finds the peer, whose answers reach it.

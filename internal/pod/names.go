@@ -22,6 +22,10 @@ import (
 // networks that users define, on a port of its own that rules of netfilter turn 53 into.
 var nameServer = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 11}), 53)
 
+// HasNameServer tells whether an engine's name server listens in the calling thread's network namespace, from
+// where it asks others, too.
+func HasNameServer() (bool, error) { return listens(nameServer.Addr()) }
+
 // namesTimeout bounds what it takes to let the guest reach a name server.
 const namesTimeout = 10 * time.Second
 
@@ -49,7 +53,7 @@ func (p *Pod) serveNames(ctx context.Context, n *podNetwork, vm *factory.VM) err
 		return nil
 	}
 	there := false
-	if err := n.ns.Do(func() (err error) { there, err = listens(nameServer.Addr()); return err }); err != nil || !there {
+	if err := n.ns.Do(func() (err error) { there, err = HasNameServer(); return err }); err != nil || !there {
 		return err
 	}
 	stream, err := vm.Agent.OpenStream()

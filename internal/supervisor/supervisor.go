@@ -222,7 +222,9 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 		Share:   share, Cgroup: cgroup, Recorder: store, StandIns: s.standIns, Journal: s.journal, Log: log,
 		OnHost: func(f func() error) error { return mountns.Do(hostMounts, f) },
 		Mirror: func(id string, ns *network.Namespace, vcpus int, save func(network.Record) error) pod.Mirror {
-			return network.New(network.Config{ID: id, Namespace: ns, Queues: vcpus, Save: save, Log: log})
+			return network.New(network.Config{
+				ID: id, Namespace: ns, Queues: vcpus, HostPorts: pod.HasNameServer, Save: save, Log: log,
+			})
 		},
 	}), s, nil
 }
