@@ -28,7 +28,7 @@ const maxRecord = 1 << 16
 // save adds interfaces to the record before they are touched.
 func (m *Mirror) save(links []netlink.Link) error {
 	r := Record{Path: m.record.Path, Namespace: m.record.Namespace, PortRange: m.record.PortRange}
-	if m.hostPorts && r.PortRange == "" {
+	if m.hostPorts && r.PortRange == "" && len(links) > 0 {
 		if err := m.cfg.Namespace.Do(func() error {
 			r.PortRange = readSysctls([]string{portRange})[portRange]
 			return nil

@@ -37,6 +37,15 @@ var groups = []uint32{
 
 // subscribe begins to listen; the caller calls close.
 func subscribe(ns *Namespace) (*events, error) {
+	e, err := openEvents(ns)
+	if err != nil {
+		return nil, err
+	}
+	go e.read()
+	return e, nil
+}
+
+func openEvents(ns *Namespace) (*events, error) {
 	e := &events{C: make(chan struct{}, 1), failed: make(chan struct{})}
 	err := ns.Do(func() error {
 		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
@@ -54,11 +63,7 @@ func subscribe(ns *Namespace) (*events, error) {
 		e.file = os.NewFile(uintptr(fd), "netlink")
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	go e.read()
-	return e, nil
+	return e, err
 }
 
 // close ends it and waits for the reading goroutine.

@@ -57,19 +57,35 @@ func (m *Mirror) Check() error {
 	return nil
 }
 
-// Starve has the kernel lose most of its messages.
-func (m *Mirror) Starve() error {
-	m.turn <- struct{}{}
-	defer func() { <-m.turn }()
-	raw, err := m.events.file.SyscallConn()
+// Overflow listens, but does not hear, while more is said than the kernel keeps. It returns what it hears of
+// that, and its end.
+func Overflow(ns *Namespace, talk func()) (heard <-chan struct{}, end func() error, err error) {
+	e, err := openEvents(ns)
 	if err != nil {
-		return err
+		return nil, nil, err
+	}
+	raw, err := e.file.SyscallConn()
+	if err != nil {
+		return nil, nil, err
 	}
 	var callErr error
 	err = raw.Control(func(fd uintptr) {
 		callErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1) // as little as there can be
 	})
-	return errors.Join(err, callErr)
+	if err := errors.Join(err, callErr); err != nil {
+		return nil, nil, err
+	}
+	talk()
+	go e.read()
+	return e.C, func() error {
+		select {
+		case <-e.failed:
+			return e.err
+		default:
+		}
+		e.close()
+		return nil
+	}, nil
 }
 
 // Deafen breaks the connection that tells of changes.
@@ -77,4 +93,11 @@ func (m *Mirror) Deafen() error {
 	m.turn <- struct{}{}
 	defer func() { <-m.turn }()
 	return m.events.file.Close()
+}
+
+// CloseSockets does of what the end of a process does what Clean does not.
+func (m *Mirror) CloseSockets() error {
+	m.turn <- struct{}{}
+	defer func() { <-m.turn }()
+	return m.members.Close()
 }

@@ -273,7 +273,7 @@ func (m *Mirror) sync(ctx context.Context) (again bool, err error) {
 	if err := m.save(links); err != nil {
 		return false, fmt.Errorf("network: save record: %w", err)
 	}
-	if m.hostPorts {
+	if m.record.PortRange != "" {
 		if err := reserve(m.cfg.Namespace); err != nil {
 			return false, fmt.Errorf("network: %w", err)
 		}

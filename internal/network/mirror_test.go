@@ -238,7 +238,8 @@ func TestClean(t *testing.T) {
 	ns := newNamespace(t)
 	pair(t, ns)
 	before := state(t, ns)
-	r := start(t, ns, nil)
+	r := newRig(t, ns, nil)
+	assert.NilError(t, r.Prepare(context.Background())) // and no more, as it would repair what Clean does
 	record := r.records[len(r.records)-1]
 	assert.Equal(t, record.Path, ns.Path())
 
@@ -250,15 +251,18 @@ func TestClean(t *testing.T) {
 	other.Path = t.TempDir() + "/gone"
 	assert.NilError(t, network.Clean(other))
 	assert.NilError(t, network.Clean(network.Record{}))
+	other = record
 	other.Path = "relative"
 	assert.Assert(t, errdefs.IsInvalidArgument(network.Clean(other)))
 	assert.Assert(t, state(t, ns) != before)
 
 	assert.NilError(t, network.Clean(record))
-	// The mirror lives and repairs what it finds; the test is not about that.
-	assert.NilError(t, r.Close(context.Background()))
+	// The sockets of a process that was killed are closed.
+	assert.NilError(t, r.CloseSockets())
 	assert.Equal(t, state(t, ns), before)
 	assert.NilError(t, network.Clean(record))
+	assert.Equal(t, state(t, ns), before)
+	assert.NilError(t, r.Close(context.Background())) // with nothing left to do
 	assert.Equal(t, state(t, ns), before)
 }
 
