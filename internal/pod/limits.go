@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -169,7 +171,7 @@ func (p *Pod) makeRoom(ctx context.Context, c *container, vm *factory.VM) error 
 	var have, want, before size
 	if err := p.do(ctx, func() error {
 		others = p.asked(c)
-		all = append(others[:len(others):len(others)], c.limits)
+		all = append(slices.Clip(others), c.limits)
 		have, before, want = p.size(), p.sizeFor(others), p.sizeFor(all)
 		return nil
 	}); err != nil {
@@ -186,10 +188,12 @@ func (p *Pod) makeRoom(ctx context.Context, c *container, vm *factory.VM) error 
 	}
 	asked := bundle.SizeOf(c.limits)
 	switch {
-	case asked.MemoryBytes > 0 && now.memory < want.memory:
-		err = p.noRoom("memory.limit", now, want, missing)
 	case asked.QuotaCPUs > 0 && now.vcpus < want.vcpus:
-		err = p.noRoom("cpu.quota", now, want, missing)
+		err = noRoom("cpu.quota", now, want, missing)
+	case asked.MemoryBytes > 0 && len(missing) > 0:
+		err = noRoom("memory.limit", now, want, missing)
+	case asked.QuotaCPUs > 0 && len(missing) > 0:
+		err = noRoom("cpu.quota", now, want, missing)
 	case now.memory != want.memory: // as it has turned out
 		err = p.cfg.Cgroup.Limit(sum(all), now.memory)
 	}
@@ -200,12 +204,9 @@ func (p *Pod) makeRoom(ctx context.Context, c *container, vm *factory.VM) error 
 }
 
 // noRoom tells that the VM is too small for another container.
-func (p *Pod) noRoom(field string, now, want size, why []string) error {
+func noRoom(field string, now, want size, why []string) error {
 	text := fmt.Sprintf("linux.resources.%s: the pod's containers need a VM of %s together, but it has %s", field, want, now)
-	for _, w := range why {
-		text += "; " + w
-	}
-	return rpcerror.New(errdefs.ErrResourceExhausted, text)
+	return rpcerror.New(errdefs.ErrResourceExhausted, strings.Join(append([]string{text}, why...), "; "))
 }
 
 // exceeds tells whether to ask for more than the VM has. What could not be reached before is not asked

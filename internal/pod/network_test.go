@@ -87,12 +87,18 @@ func netNS(t *testing.T) string {
 // setNetNS changes the network namespace of the bundle.
 func (w *world) setNetNS(change func(ns []specs.LinuxNamespace) []specs.LinuxNamespace) {
 	w.t.Helper()
+	w.edit(func(s *specs.Spec) { s.Linux.Namespaces = change(s.Linux.Namespaces) })
+}
+
+// edit changes the bundle of the containers to come.
+func (w *world) edit(change func(*specs.Spec)) {
+	w.t.Helper()
 	path := filepath.Join(w.bundle, "config.json")
 	data, err := os.ReadFile(path)
 	assert.NilError(w.t, err)
 	var spec specs.Spec
 	assert.NilError(w.t, json.Unmarshal(data, &spec))
-	spec.Linux.Namespaces = change(spec.Linux.Namespaces)
+	change(&spec)
 	data, err = json.Marshal(spec)
 	assert.NilError(w.t, err)
 	assert.NilError(w.t, os.WriteFile(path, data, 0o644))

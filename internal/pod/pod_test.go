@@ -58,6 +58,7 @@ type agent struct {
 	signals chan uint32
 	// What the next calls do; nil: succeed.
 	create, start, exec func() error
+	created             map[string]*specs.Spec // by container
 	online              func(*agentv1.OnlineRequest) (*agentv1.OnlineResponse, error)
 	update              func(*agentv1.UpdateRequest) (*agentv1.UpdateResponse, error)
 	shutdown            func()
@@ -66,7 +67,7 @@ type agent struct {
 func newAgent() *agent {
 	return &agent{
 		events: make(chan *agentv1.Event, 100), stdout: make(map[string]net.Conn), stdin: make(map[string]net.Conn),
-		signals: make(chan uint32, 10),
+		signals: make(chan uint32, 10), created: make(map[string]*specs.Spec),
 	}
 }
 
@@ -192,6 +193,13 @@ func (a *agent) Create(_ context.Context, r *agentv1.CreateRequest) (*agentv1.Cr
 			return nil, err
 		}
 	}
+	spec := &specs.Spec{}
+	if err := json.Unmarshal(r.Spec, spec); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	a.created[r.Id] = spec
+	a.mu.Unlock()
 	return &agentv1.CreateResponse{Pid: 10}, a.claim(r.Id, "", r.Stdio)
 }
 
@@ -892,6 +900,7 @@ type noCgroup struct {
 	removed atomic.Bool
 	create  error
 	limited atomic.Int64 // of the VM's memory
+	limits  atomic.Pointer[specs.LinuxResources]
 	joined  atomic.Int64 // pid
 }
 
@@ -907,7 +916,8 @@ func (g *noCgroup) Join(pid int) error {
 	return nil
 }
 
-func (g *noCgroup) Limit(_ *specs.LinuxResources, vmMemory int64) error {
+func (g *noCgroup) Limit(r *specs.LinuxResources, vmMemory int64) error {
+	g.limits.Store(r)
 	g.limited.Store(vmMemory)
 	return nil
 }

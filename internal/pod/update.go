@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -51,8 +52,8 @@ func (p *Pod) Update(ctx context.Context, id string, resources []byte) (res Upda
 			}
 			limits = bundle.Merge(c.limits, r)
 			others := p.asked(c)
-			old := append(others[:len(others):len(others)], c.limits)
-			next := append(others[:len(others):len(others)], limits)
+			old := append(slices.Clip(others), c.limits)
+			next := append(slices.Clip(others), limits)
 			before, after = sum(old), sum(next)
 			have, asked, want = p.size(), p.sizeFor(old), p.sizeFor(next)
 			return nil

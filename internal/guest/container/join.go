@@ -73,7 +73,8 @@ func (s *Set) findContainer(ns *namespaces, r ref, id string) error {
 		return s.findNetwork(ns, c.namespaces.network)
 	}
 	if r.flag == unix.CLONE_NEWUSER {
-		if len(ns.uid) > 0 && !(slices.Equal(ns.uid, c.namespaces.uid) && slices.Equal(ns.gid, c.namespaces.gid)) {
+		same := slices.Equal(ns.uid, c.namespaces.uid) && slices.Equal(ns.gid, c.namespaces.gid)
+		if len(ns.uid) > 0 && !same {
 			return invalid("linux.uidMappings, linux.gidMappings: are not those of container %q", id)
 		}
 		ns.uid, ns.gid = c.namespaces.uid, c.namespaces.gid

@@ -76,7 +76,11 @@ func TestJoin(t *testing.T) {
 	assert.NilError(t, err)
 	own := []specs.LinuxNamespaceType{specs.TimeNamespace, specs.UserNamespace}
 	for i, kinds := range [][]specs.LinuxNamespaceType{
-		{specs.IPCNamespace}, {specs.UTSNamespace}, {specs.PIDNamespace}, {specs.CgroupNamespace}, {specs.NetworkNamespace},
+		{specs.IPCNamespace},
+		{specs.UTSNamespace},
+		{specs.PIDNamespace},
+		{specs.CgroupNamespace},
+		{specs.NetworkNamespace},
 		{specs.CgroupNamespace, specs.IPCNamespace, specs.NetworkNamespace, specs.PIDNamespace, specs.UTSNamespace},
 	} {
 		if i == 1 {
