@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -25,25 +26,37 @@ import (
 	"runv/internal/unixsock"
 )
 
-// fakeSupervisor serves the API of a pod with one container and no VM. What it
-// was asked it answers from the state directory, as far as it has an answer.
+// fakeSupervisor serves the API of a pod without a VM. What it was asked it answers from the state
+// directory, as far as it has an answer.
 type fakeSupervisor struct {
 	supervisorv1.UnimplementedPodServer
 	supervisorv1.UnimplementedContainersServer
 	supervisorv1.UnimplementedProcessesServer
 	store    *state.Store
-	id       string // of the container
-	created  bool   // before it was paused
 	standIns *standin.Listener
-	peer     *standin.Peer // of the container's init, when it was created here
-	program  []string      // of init
 	server   *grpc.Server
 	ended    chan struct{} // closed when the pod shall end
 	end      sync.Once
+
+	mu      sync.Mutex
+	created map[string]bool      // containers that were not running when they were paused
+	inits   map[string]*fakeInit // of the containers that were created here
 }
 
-// serveFake serves a fake for a container, until stop is called.
-func serveFake(store *state.Store, podID, id string) (f *fakeSupervisor, stop func(), err error) {
+// fakeInit is the init of a container.
+type fakeInit struct {
+	peer    *standin.Peer
+	program []string
+}
+
+func (f *fakeSupervisor) init(id string) *fakeInit {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.inits[id]
+}
+
+// serveFake serves a fake for a pod, until stop is called.
+func serveFake(store *state.Store, podID string) (f *fakeSupervisor, stop func(), err error) {
 	l, err := unixsock.Listen(store.PodDir(podID), state.SupervisorSocket, "unix")
 	if err != nil {
 		return nil, nil, err
@@ -52,7 +65,9 @@ func serveFake(store *state.Store, podID, id string) (f *fakeSupervisor, stop fu
 	if err != nil {
 		return nil, nil, errors.Join(err, l.Close())
 	}
-	f = &fakeSupervisor{store: store, id: id, standIns: standIns, ended: make(chan struct{})}
+	f = &fakeSupervisor{
+		store: store, standIns: standIns, ended: make(chan struct{}), created: map[string]bool{}, inits: map[string]*fakeInit{},
+	}
 	s := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		resp, err := handler(ctx, req)
 		return resp, rpcerror.ToStatus(err)
@@ -113,7 +128,7 @@ func fakeMain(args []string) int {
 		if err := store.SavePod(pod); err != nil {
 			return err
 		}
-		f, stop, err := serveFake(store, *podID, "")
+		f, stop, err := serveFake(store, *podID)
 		if err != nil {
 			return err
 		}
@@ -138,69 +153,74 @@ func (f *fakeSupervisor) Create(ctx context.Context, req *supervisorv1.CreateReq
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
-	f.id = req.GetId()
+	id := req.GetId()
 	b, err := bundle.Load(req.GetBundle())
 	if err != nil {
 		return nil, err
 	}
-	f.program = b.Spec.Process.Args
-	if f.program[0] == "nonesuch" {
-		return nil, rpcerror.New(errdefs.ErrNotFound, "create "+f.id+`: exec: "nonesuch": executable file not found in $PATH`)
+	init := &fakeInit{program: b.Spec.Process.Args}
+	if init.program[0] == "nonesuch" {
+		return nil, rpcerror.New(errdefs.ErrNotFound, "create "+id+`: exec: "nonesuch": executable file not found in $PATH`)
 	}
-	if f.peer, err = f.standIns.Await(ctx, standin.Token(req.GetStandin())); err != nil {
+	if init.peer, err = f.standIns.Await(ctx, standin.Token(req.GetStandin())); err != nil {
 		return nil, err
 	}
-	c, err := f.store.LoadContainer(f.id)
+	f.mu.Lock()
+	f.inits[id] = init
+	f.mu.Unlock()
+	c, err := f.store.LoadContainer(id)
 	if err != nil {
 		return nil, err
 	}
 	c.Status = state.Created
-	if c.StandIn, err = state.ProcessOf(f.peer.PID); err != nil {
+	if c.StandIn, err = state.ProcessOf(init.peer.PID); err != nil {
 		return nil, err
 	}
-	return &supervisorv1.CreateResponse{Pid: uint32(f.peer.PID)}, f.store.SaveContainer(c)
+	return &supervisorv1.CreateResponse{Pid: uint32(init.peer.PID)}, f.store.SaveContainer(c)
 }
 
-func (f *fakeSupervisor) Start(context.Context, *supervisorv1.StartRequest) (*supervisorv1.StartResponse, error) {
+func (f *fakeSupervisor) Start(_ context.Context, req *supervisorv1.StartRequest) (*supervisorv1.StartResponse, error) {
 	if os.Getenv("FAKE") == "no-start" {
-		return nil, rpcerror.New(errdefs.ErrPermissionDenied, "start "+f.id+`: exec: "/etc": permission denied`)
+		return nil, rpcerror.New(errdefs.ErrPermissionDenied, "start "+req.GetId()+`: exec: "/etc": permission denied`)
 	}
-	if err := f.set(state.Running); err != nil {
+	if err := f.set(req.GetId(), state.Running); err != nil {
 		return nil, err
 	}
 	if os.Getenv("FAKE") == "dies-started" {
 		os.Exit(9)
 	}
-	if f.peer != nil {
-		go f.live()
+	if init := f.init(req.GetId()); init != nil {
+		go f.live(req.GetId(), init)
 	}
 	return &supervisorv1.StartResponse{}, nil
 }
 
 // live is the life of init: it ends with the status that exit or a signal gives.
-func (f *fakeSupervisor) live() {
+func (f *fakeSupervisor) live(id string, init *fakeInit) {
 	var status uint32
-	switch f.program[0] {
+	switch init.program[0] {
 	case "exit":
-		n, _ := strconv.ParseUint(f.program[1], 10, 8)
+		n, _ := strconv.ParseUint(init.program[1], 10, 8)
 		status = uint32(n)
 	case "cat":
-		_, _ = io.Copy(f.peer.Stdout, f.peer.Stdin)
+		_, _ = io.Copy(init.peer.Stdout, init.peer.Stdin)
 	case "wait":
 		signals := make(chan int, 1)
-		go func() { _ = f.peer.Serve(context.Background(), func(n int) { signals <- n }, func(uint32, uint32) {}) }()
-		fmt.Fprintln(f.peer.Stdout, "waiting")
+		go func() {
+			_ = init.peer.Serve(context.Background(), func(n int) { signals <- n }, func(uint32, uint32) {})
+		}()
+		fmt.Fprintln(init.peer.Stdout, "waiting")
 		if status = 128 + uint32(<-signals); status == 128+uint32(unix.SIGUSR2) {
 			f.server.GracefulStop() // the answer to start goes out
 			os.Exit(9)
 		}
 	}
-	if c, err := f.store.LoadContainer(f.id); err == nil {
+	if c, err := f.store.LoadContainer(id); err == nil {
 		c.Status, c.ExitStatus = state.Stopped, &status
 		_ = f.store.SaveContainer(c)
 	}
-	f.peer.CloseStdio()
-	_ = f.peer.Exit(status)
+	init.peer.CloseStdio()
+	_ = init.peer.Exit(status)
 }
 
 func (f *fakeSupervisor) Shutdown(context.Context, *supervisorv1.ShutdownRequest) (*supervisorv1.ShutdownResponse, error) {
@@ -209,8 +229,8 @@ func (f *fakeSupervisor) Shutdown(context.Context, *supervisorv1.ShutdownRequest
 }
 
 // set writes a status as a supervisor does.
-func (f *fakeSupervisor) set(status state.Status) error {
-	c, err := f.store.LoadContainer(f.id)
+func (f *fakeSupervisor) set(id string, status state.Status) error {
+	c, err := f.store.LoadContainer(id)
 	if err != nil {
 		return err
 	}
@@ -218,45 +238,55 @@ func (f *fakeSupervisor) set(status state.Status) error {
 	return f.store.SaveContainer(c)
 }
 
-func (f *fakeSupervisor) Pause(context.Context, *supervisorv1.PauseRequest) (*supervisorv1.PauseResponse, error) {
-	if c, err := f.store.LoadContainer(f.id); err == nil && c.Status == state.Created {
-		f.created = true
-		return &supervisorv1.PauseResponse{}, f.set(state.Paused)
+func (f *fakeSupervisor) Pause(_ context.Context, req *supervisorv1.PauseRequest) (*supervisorv1.PauseResponse, error) {
+	id := req.GetId()
+	if c, err := f.store.LoadContainer(id); err == nil && c.Status == state.Created {
+		f.mu.Lock()
+		f.created[id] = true
+		f.mu.Unlock()
+		return &supervisorv1.PauseResponse{}, f.set(id, state.Paused)
 	}
-	return &supervisorv1.PauseResponse{}, f.move(state.Running, state.Paused, "container not running")
+	return &supervisorv1.PauseResponse{}, f.move(id, state.Running, state.Paused, "container not running")
 }
 
-func (f *fakeSupervisor) Resume(context.Context, *supervisorv1.ResumeRequest) (*supervisorv1.ResumeResponse, error) {
-	to := state.Running
-	if f.created {
-		f.created, to = false, state.Created
+func (f *fakeSupervisor) Resume(_ context.Context, req *supervisorv1.ResumeRequest) (*supervisorv1.ResumeResponse, error) {
+	id, to := req.GetId(), state.Running
+	f.mu.Lock()
+	if f.created[id] {
+		to = state.Created
+		delete(f.created, id)
 	}
-	return &supervisorv1.ResumeResponse{}, f.move(state.Paused, to, "container not paused")
+	f.mu.Unlock()
+	return &supervisorv1.ResumeResponse{}, f.move(id, state.Paused, to, "container not paused")
 }
 
-// move sets the container's status if it has the one before.
-func (f *fakeSupervisor) move(from, to state.Status, denial string) error {
-	c, err := f.store.LoadContainer(f.id)
+// move sets a container's status if it has the one before.
+func (f *fakeSupervisor) move(id string, from, to state.Status, denial string) error {
+	c, err := f.store.LoadContainer(id)
 	if err == nil && c.Status != from {
 		err = rpcerror.New(errdefs.ErrFailedPrecondition, denial)
 	}
 	if err != nil {
 		return err
 	}
-	return f.set(to)
+	return f.set(id, to)
 }
 
-// Delete removes the container, and the pod ends.
+// Delete removes a container, and with the last one the pod ends.
 func (f *fakeSupervisor) Delete(_ context.Context, req *supervisorv1.DeleteRequest) (*supervisorv1.DeleteResponse, error) {
-	if f.peer != nil {
-		_ = f.peer.Close()
+	if init := f.init(req.GetId()); init != nil {
+		_ = init.peer.Close()
+	}
+	c, err := f.store.LoadContainer(req.GetId())
+	if err == nil {
+		_, err = f.store.RemoveContainer(c.ID)
+	}
+	others, _ := f.store.Containers()
+	if slices.ContainsFunc(others, func(o state.Container) bool { return o.PodID == c.PodID }) {
+		return &supervisorv1.DeleteResponse{}, err
 	}
 	f.end.Do(func() { close(f.ended) })
-	c, err := f.store.LoadContainer(req.GetId())
 	if err != nil {
-		return nil, err
-	}
-	if _, err := f.store.RemoveContainer(c.ID); err != nil {
 		return nil, err
 	}
 	return &supervisorv1.DeleteResponse{}, f.store.RemovePod(c.PodID)
@@ -266,7 +296,7 @@ func (f *fakeSupervisor) Delete(_ context.Context, req *supervisorv1.DeleteReque
 func (f *fakeSupervisor) Signal(_ context.Context, req *supervisorv1.SignalRequest) (*supervisorv1.SignalResponse, error) {
 	switch req.GetSignal() {
 	case 9:
-		return &supervisorv1.SignalResponse{}, f.set(state.Stopped)
+		return &supervisorv1.SignalResponse{}, f.set(req.GetContainerId(), state.Stopped)
 	case 1:
 		return nil, rpcerror.New(errdefs.ErrNotFound, "process has exited")
 	case 2:
@@ -303,10 +333,10 @@ func (f *fakeSupervisor) Stats(context.Context, *supervisorv1.StatsRequest) (*su
 // Events tells of a short life, and then, to a follower, of its end.
 func (f *fakeSupervisor) Events(req *supervisorv1.EventsRequest, stream grpc.ServerStreamingServer[supervisorv1.Event]) error {
 	for _, ev := range []*supervisorv1.Event{
-		{Seq: 1, TimeUnixNano: 1e9, Type: "create", ContainerId: f.id, Pid: 4711},
-		{Seq: 2, TimeUnixNano: 2e9, Type: "oom", ContainerId: f.id},
-		{Seq: 3, TimeUnixNano: 3e9, Type: "exit", ContainerId: f.id, ExecId: "e", Status: 1},
-		{Seq: 4, TimeUnixNano: 4e9, Type: "exit", ContainerId: f.id, Pid: 4711},
+		{Seq: 1, TimeUnixNano: 1e9, Type: "create", ContainerId: req.GetContainerId(), Pid: 4711},
+		{Seq: 2, TimeUnixNano: 2e9, Type: "oom", ContainerId: req.GetContainerId()},
+		{Seq: 3, TimeUnixNano: 3e9, Type: "exit", ContainerId: req.GetContainerId(), ExecId: "e", Status: 1},
+		{Seq: 4, TimeUnixNano: 4e9, Type: "exit", ContainerId: req.GetContainerId(), Pid: 4711},
 	} {
 		if err := stream.Send(ev); err != nil {
 			return err

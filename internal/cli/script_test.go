@@ -2,15 +2,19 @@ package cli_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
 
@@ -56,6 +60,10 @@ func (l leakChecked) Run() int {
 //	detached ARGS          runv --root $ROOT ARGS with the files of a caller that does
 //	                       not wait for their end; the output is in the file out
 //	nopods                 there is no pod
+//	pods ID...             these are the containers of the one pod there is
+//	deafpod ID             nobody listens any more to what is asked of a container's pod
+//	killpod ID             kill the supervisor of a container's pod
+//	share BUNDLE TYPE ID   give the bundle's namespace of a type the path of that of a container's stand-in
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -71,6 +79,10 @@ func TestScripts(t *testing.T) {
 			"status":    status,
 			"detached":  detached,
 			"nopods":    noPods,
+			"pods":      onePod,
+			"deafpod":   deafPod,
+			"killpod":   killPod,
+			"share":     share,
 		},
 	})
 }
@@ -106,9 +118,28 @@ func container(ts *testscript.TestScript, _ bool, args []string) {
 	if dead {
 		return
 	}
-	_, stop, err := serveFake(store, c.PodID, id)
+	_, stop, err := serveFake(store, c.PodID)
 	ts.Check(err)
 	ts.Defer(stop)
+}
+
+func share(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 3 {
+		ts.Fatalf("usage: share BUNDLE TYPE ID")
+	}
+	store, err := state.Open(ts.Getenv("ROOT"))
+	ts.Check(err)
+	c, err := store.LoadContainer(args[2])
+	ts.Check(err)
+	config := filepath.Join(ts.MkAbs(args[0]), "config.json")
+	var spec specs.Spec
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(config)), &spec))
+	kind := specs.LinuxNamespaceType(args[1])
+	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == kind })
+	spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: kind, Path: fmt.Sprintf("/proc/%d/ns/%s", c.StandIn.PID, kind)})
+	data, err := json.Marshal(&spec)
+	ts.Check(err)
+	ts.Check(os.WriteFile(config, data, 0o600))
 }
 
 func status(ts *testscript.TestScript, _ bool, args []string) {
@@ -147,6 +178,39 @@ func noPods(ts *testscript.TestScript, _ bool, _ []string) {
 	if len(pods) > 0 {
 		ts.Fatalf("left: %+v", pods)
 	}
+}
+
+func onePod(ts *testscript.TestScript, _ bool, args []string) {
+	store, err := state.Open(ts.Getenv("ROOT"))
+	ts.Check(err)
+	pods, err := store.Pods()
+	ts.Check(err)
+	all, err := store.Containers()
+	ts.Check(err)
+	var ids []string
+	for _, c := range all {
+		ids = append(ids, c.ID)
+		if len(pods) != 1 || c.PodID != pods[0].ID {
+			ts.Fatalf("container %s is in pod %s of %+v", c.ID, c.PodID, pods)
+		}
+	}
+	if !slices.Equal(ids, args) {
+		ts.Fatalf("containers: %s", ids)
+	}
+}
+
+func deafPod(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(os.Remove(filepath.Join(ts.Getenv("ROOT"), "containers", args[0], "pod", state.SupervisorSocket)))
+}
+
+func killPod(ts *testscript.TestScript, _ bool, args []string) {
+	store, err := state.Open(ts.Getenv("ROOT"))
+	ts.Check(err)
+	c, err := store.LoadContainer(args[0])
+	ts.Check(err)
+	pod, err := store.LoadPod(c.PodID)
+	ts.Check(err)
+	ts.Check(pod.Supervisor.Kill(context.Background()))
 }
 
 // purge removes what a script that has failed left running.
