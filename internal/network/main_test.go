@@ -234,6 +234,8 @@ type guest struct {
 	err     error  // that Apply answers
 	hidden  string // an interface whose device does not appear
 	onApply func(context.Context) error
+	// problems that the guest has; it is hostile.
+	problems []string
 }
 
 func (g *guest) Apply(ctx context.Context, r *agentv1.ApplyNetworkRequest) (*agentv1.ApplyNetworkResponse, error) {
@@ -251,7 +253,7 @@ func (g *guest) Apply(ctx context.Context, r *agentv1.ApplyNetworkRequest) (*age
 	if _, err := proto.Marshal(r); err != nil {
 		return nil, err
 	}
-	answer := &agentv1.ApplyNetworkResponse{}
+	answer := &agentv1.ApplyNetworkResponse{Problems: g.problems}
 	for _, i := range r.Interfaces {
 		if _, ok := g.vm.card(i.DeviceMac); i.Name != "lo" && !ok || i.Name == g.hidden {
 			answer.Missing = append(answer.Missing, i.Name)

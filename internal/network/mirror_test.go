@@ -1,8 +1,10 @@
 package network_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -171,6 +173,27 @@ func TestStartFails(t *testing.T) {
 		assert.NilError(t, r.Close(context.Background()))
 		assert.Equal(t, state(t, ns), before)
 	})
+}
+
+func TestProblemsOfTheGuestAreLogged(t *testing.T) {
+	ns := newNamespace(t)
+	pair(t, ns)
+	var log bytes.Buffer
+	r := newRig(t, ns, func(c *network.Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	r.guest.problems = []string{"route 10.0.0.0/8: network is unreachable", "\x1b[2J\n\xff" + strings.Repeat("x", 1<<20)}
+	for range 1000 {
+		r.guest.problems = append(r.guest.problems, fmt.Sprint("one more ", len(r.guest.problems)))
+	}
+	assert.NilError(t, r.Start(t.Context(), r.vm, r.guest))
+	run(t, ns, "ip addr add 10.1.0.3/24 dev eth0")
+	assert.NilError(t, r.Sync(t.Context())) // the same again, which is no news
+	assert.NilError(t, r.Close(t.Context()))
+	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+	assert.Equal(t, len(lines), 32)
+	assert.Assert(t, strings.Contains(log.String(), `problem="guest: route 10.0.0.0/8: network is unreachable"`))
+	for _, l := range lines {
+		assert.Assert(t, len(l) < 500 && !strings.ContainsAny(l, "\x1b\xff"), l)
+	}
 }
 
 func TestNamespaceOfAnotherMirror(t *testing.T) {
