@@ -41,8 +41,11 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"time"
+
+	"github.com/containerd/errdefs"
 
 	"runv/internal/console"
 )
@@ -233,6 +236,40 @@ func (n NIC) DeviceID() string { return n.ID }
 
 // DeviceKind implements Device.
 func (NIC) DeviceKind() DeviceKind { return KindNIC }
+
+const (
+	maxQueues = 256 // of a tap device, in Linux
+	minMTU    = 68
+	maxMTU    = 65535
+)
+
+// Validate tells whether a driver can plug it: errdefs.ErrInvalidArgument.
+func (n NIC) Validate() error {
+	if err := ValidateDeviceID(n.ID); err != nil {
+		return err
+	}
+	switch {
+	case len(n.MAC) != 6 || n.MAC[0]&1 != 0:
+		return Errorf(errdefs.ErrInvalidArgument, "address %q: not a unicast address of 6 bytes", n.MAC)
+	case n.MTU != 0 && (n.MTU < minMTU || n.MTU > maxMTU):
+		return Errorf(errdefs.ErrInvalidArgument, "MTU %d: not within %d and %d", n.MTU, minMTU, maxMTU)
+	case len(n.Taps) == 0 || len(n.Taps) > maxQueues:
+		return Errorf(errdefs.ErrInvalidArgument, "%d queues: not within 1 and %d", len(n.Taps), maxQueues)
+	case len(n.VhostNet) != 0 && len(n.VhostNet) != len(n.Taps):
+		return Errorf(errdefs.ErrInvalidArgument, "%d descriptors of vhost-net for %d queues", len(n.VhostNet), len(n.Taps))
+	}
+	return nil
+}
+
+var deviceIDPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
+
+// ValidateDeviceID tells whether a text is an id as Device.DeviceID says: errdefs.ErrInvalidArgument.
+func ValidateDeviceID(id string) error {
+	if !deviceIDPattern.MatchString(id) {
+		return Errorf(errdefs.ErrInvalidArgument, "device id %q: small letters, digits and dashes only, at most 32", id)
+	}
+	return nil
+}
 
 // ExitError tells that the VMM ended though nobody asked it to.
 type ExitError struct {

@@ -46,7 +46,7 @@ func (*Driver) Name() string { return "fake" }
 func (*Driver) Capabilities() hypervisor.Capabilities {
 	return hypervisor.Capabilities{
 		Accels:  []hypervisor.Accel{hypervisor.KVM, hypervisor.TCG},
-		HotPlug: []hypervisor.DeviceKind{hypervisor.KindShare},
+		HotPlug: []hypervisor.DeviceKind{hypervisor.KindShare, hypervisor.KindNIC},
 	}
 }
 
@@ -181,7 +181,7 @@ func (v *VM) Paused() bool {
 	return v.paused
 }
 
-// Devices are what is plugged now, by id.
+// Devices are what is plugged now, by id. The files of a NIC are its caller's and may be closed.
 func (v *VM) Devices() map[string]hypervisor.Device {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -253,8 +253,11 @@ func (v *VM) usable(ctx context.Context) error {
 // Attach implements hypervisor.VM.
 func (v *VM) Attach(ctx context.Context, dev hypervisor.Device) error {
 	err := v.usable(ctx)
-	if dev.DeviceKind() != hypervisor.KindShare {
+	if dev.DeviceKind() == hypervisor.KindDisk {
 		err = hypervisor.Errorf(errdefs.ErrNotImplemented, "the fake driver does not plug devices of this kind")
+	}
+	if nic, ok := dev.(hypervisor.NIC); err == nil && ok {
+		err = nic.Validate()
 	}
 	if err == nil && v.attach != nil {
 		err = v.attach(ctx, dev)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"gotest.tools/v3/assert"
 
@@ -25,6 +26,9 @@ func TestConformance(t *testing.T) {
 		Config: config,
 		ServeShare: func(_ *testing.T, dir string) string {
 			return dir // the guest below reads it
+		},
+		NewWire: func(_ *testing.T, queues int) hvtest.Wire {
+			return hvtest.Wire{Taps: make([]*os.File, queues)} // nobody looks at them
 		},
 		KillVMM: func(_ *testing.T, vm hypervisor.VM) {
 			vm.(*fake.VM).Crash("signal: killed")
@@ -48,7 +52,7 @@ func (g guest) Console(text string) error {
 
 func (g guest) Read(tag, file string) (string, error) {
 	for _, dev := range g.vm.Devices() {
-		if share := dev.(hypervisor.Share); share.Tag == tag {
+		if share, ok := dev.(hypervisor.Share); ok && share.Tag == tag {
 			text, err := os.ReadFile(filepath.Join(share.Socket, file))
 			return string(text), err
 		}
@@ -62,6 +66,26 @@ func (g guest) Size() (int, int64, error) {
 }
 
 func (guest) Release(string) error { return nil }
+
+func (g guest) NIC(mac, _ string) (mtu, queues int, err error) {
+	for _, dev := range g.vm.Devices() {
+		if nic, ok := dev.(hypervisor.NIC); ok && nic.MAC.String() == mac {
+			return max(nic.MTU, 1500), len(nic.Taps), nil
+		}
+	}
+	return 0, 0, fmt.Errorf("no network device %s", mac)
+}
+
+func (g guest) NICs() (n int, err error) {
+	for _, dev := range g.vm.Devices() {
+		if dev.DeviceKind() == hypervisor.KindNIC {
+			n++
+		}
+	}
+	return n, nil
+}
+
+func (guest) Busy(time.Duration) error { return nil }
 
 func (g guest) PowerOff() error {
 	g.vm.PowerOff()

@@ -11,9 +11,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -38,10 +40,28 @@ type Harness struct {
 	// ServeShare serves a directory to one VM and returns what goes into
 	// Share.Socket. It ends with the VM or with the test.
 	ServeShare func(t *testing.T, dir string) string
+	// NewWire makes a tap device with that many queues, which ends with the test at the latest.
+	NewWire func(t *testing.T, queues int) Wire
 	// KillVMM ends the VMM behind the driver's back, as by SIGKILL.
 	KillVMM func(t *testing.T, vm hypervisor.VM)
 	// PauseFreezes tells that a paused guest does not answer.
 	PauseFreezes bool
+}
+
+// Wire is a tap device of the host.
+type Wire struct {
+	Taps []*os.File // its queues; Close closes them
+	// Address is what the guest's device shall have.
+	Address netip.Prefix
+	// Ping waits for the guest's answer through the device; nil: nothing travels on this wire.
+	Ping func(t *testing.T)
+}
+
+// Close closes what the driver has no need of after Attach.
+func (w Wire) Close() {
+	for _, f := range w.Taps {
+		f.Close()
+	}
 }
 
 // Run runs the suite. It takes three boots of a guest.
@@ -74,7 +94,9 @@ func testDescribe(t *testing.T, h Harness) {
 	assert.Assert(t, h.Driver.Name() != "")
 	caps := h.Driver.Capabilities()
 	assert.Assert(t, len(caps.Accels) > 0)
-	assert.Assert(t, slices.Contains(caps.HotPlug, hypervisor.KindShare))
+	for _, kind := range []hypervisor.DeviceKind{hypervisor.KindShare, hypervisor.KindNIC} {
+		assert.Assert(t, slices.Contains(caps.HotPlug, kind), "%s", kind)
+	}
 }
 
 func testRefuseConfig(t *testing.T, h Harness) {
@@ -222,12 +244,13 @@ func testRunning(t *testing.T, h Harness) {
 			detach(t, vm, "data")
 		}
 	})
+	step("NIC", func(t *testing.T) { testNIC(t, h, vm, g) })
 	step("refuse devices", func(t *testing.T) {
 		ctx := t.Context()
 		err := vm.Detach(ctx, "nothing")
 		assert.Assert(t, errdefs.IsNotFound(err), "%v", err)
 		for _, dev := range []hypervisor.Device{
-			hypervisor.Disk{ID: "disk", Path: "/dev/null"}, hypervisor.NIC{ID: "nic"},
+			hypervisor.Disk{ID: "disk", Path: "/dev/null"},
 		} {
 			if !slices.Contains(h.Driver.Capabilities().HotPlug, dev.DeviceKind()) {
 				err := vm.Attach(ctx, dev)
@@ -273,6 +296,83 @@ func testRunning(t *testing.T, h Harness) {
 		expectEnded(t, vm)
 		waitConsole(t, vm, "this is the console")
 	})
+}
+
+// nic is a network card on a wire.
+func nic(id string, i int, w Wire) hypervisor.NIC {
+	return hypervisor.NIC{ID: id, MAC: net.HardwareAddr{0x52, 0x54, 0, 0, 1, byte(i)}, Taps: w.Taps}
+}
+
+// attachNIC plugs a NIC and sees that it works in the guest, which has given it the largest MTU.
+func attachNIC(t *testing.T, vm hypervisor.VM, g *guest, n hypervisor.NIC, w Wire) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	assert.NilError(t, vm.Attach(ctx, n))
+	w.Close()
+	assert.Equal(t, g.ask(t, fmt.Sprintf("nic %s %s", n.MAC, w.Address)), fmt.Sprintf("%d %d", max(n.MTU, 1500), len(n.Taps)))
+	if w.Ping != nil {
+		w.Ping(t)
+	}
+}
+
+func testNIC(t *testing.T, h Harness, vm hypervisor.VM, g *guest) {
+	for i := range 3 { // an id and its slot can be used again
+		w := h.NewWire(t, 1)
+		n := nic("eth", i, w)
+		attachNIC(t, vm, g, n, w)
+		err := vm.Attach(t.Context(), n)
+		assert.Assert(t, errdefs.IsAlreadyExists(err), "%v", err)
+		if i == 2 {
+			g.ask(t, "busy 500")
+		}
+		detach(t, vm, "eth")
+		assert.Equal(t, g.ask(t, "nics"), "0")
+	}
+	w := h.NewWire(t, 4)
+	n := nic("jumbo", 9, w)
+	n.MTU = 9000
+	attachNIC(t, vm, g, n, w)
+	detach(t, vm, "jumbo")
+	w = h.NewWire(t, 1)
+	defer w.Close()
+	for _, change := range []func(*hypervisor.NIC){
+		func(n *hypervisor.NIC) { n.ID = "A" },
+		func(n *hypervisor.NIC) { n.MAC = nil },
+		func(n *hypervisor.NIC) { n.MAC = net.HardwareAddr{1, 2, 3, 4, 5, 6} },
+		func(n *hypervisor.NIC) { n.MTU = 67 },
+		func(n *hypervisor.NIC) { n.Taps = nil },
+		func(n *hypervisor.NIC) { n.VhostNet = make([]*os.File, 2) },
+	} {
+		n := nic("bad", 1, w)
+		change(&n)
+		err := vm.Attach(t.Context(), n)
+		assert.Assert(t, errdefs.IsInvalidArgument(err), "%v", err)
+	}
+}
+
+// testManyNICs plugs as many as a pod may have, and unplugs them together.
+func testManyNICs(t *testing.T, h Harness, vm hypervisor.VM, g *guest) {
+	const many = 50
+	began := time.Now()
+	for i := range many {
+		w := h.NewWire(t, 1)
+		attachNIC(t, vm, g, nic(fmt.Sprintf("nic%d", i), i, w), w)
+	}
+	t.Logf("%d NICs plugged and in use after %s", many, time.Since(began))
+	assert.Equal(t, g.ask(t, "nics"), strconv.Itoa(many))
+	began = time.Now()
+	var all sync.WaitGroup
+	for i := range many {
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
+			defer cancel()
+			check(t, vm.Detach(ctx, fmt.Sprintf("nic%d", i)))
+		})
+	}
+	all.Wait()
+	t.Logf("unplugged after %s", time.Since(began))
+	assert.Equal(t, g.ask(t, "nics"), "0")
 }
 
 // testResize leaves a VM that is as large as it can be. What comes after shows that it works.
@@ -321,15 +421,22 @@ func testResize(t *testing.T, vm hypervisor.VM, g *guest, cfg hypervisor.Config)
 	}
 }
 
-// testPowerOff also has a share from the start.
+// testPowerOff also has a share from the start, a NIC that is plugged while the guest boots, and many more.
 func testPowerOff(t *testing.T, h Harness) {
 	dir := t.TempDir()
 	assert.NilError(t, os.WriteFile(filepath.Join(dir, "file"), []byte("there from the start"), 0o644))
 	cfg := h.Config(t)
 	cfg.Shares = []hypervisor.Share{{ID: "first", Tag: "first", Socket: h.ServeShare(t, dir)}}
 	vm := start(t, h.Driver, cfg)
+	w := h.NewWire(t, 1)
+	early := nic("early", 77, w)
+	assert.NilError(t, vm.Attach(t.Context(), early))
+	w.Close()
 	g := talk(t, vm)
 	assert.Equal(t, g.ask(t, "read first file"), "there from the start")
+	assert.Equal(t, g.ask(t, fmt.Sprintf("nic %s %s", early.MAC, w.Address)), "1500 1")
+	detach(t, vm, "early")
+	testManyNICs(t, h, vm, g)
 	assert.Assert(t, errdefs.IsAlreadyExists(vm.Attach(t.Context(), cfg.Shares[0])))
 	g.ask(t, "release first")
 	detach(t, vm, "first")
@@ -451,10 +558,11 @@ func expectEnded(t *testing.T, vm hypervisor.VM) {
 	}
 	ctx := t.Context()
 	for name, err := range map[string]error{
-		"pause":  vm.Pause(ctx),
-		"resume": vm.Resume(ctx),
-		"attach": vm.Attach(ctx, hypervisor.Share{ID: "late", Tag: "late", Socket: "/nowhere"}),
-		"resize": resizeAfterEnd(ctx, vm),
+		"pause":      vm.Pause(ctx),
+		"resume":     vm.Resume(ctx),
+		"attach":     vm.Attach(ctx, hypervisor.Share{ID: "late", Tag: "late", Socket: "/nowhere"}),
+		"attach NIC": vm.Attach(ctx, nic("late", 1, Wire{Taps: make([]*os.File, 1)})),
+		"resize":     resizeAfterEnd(ctx, vm),
 	} {
 		assert.Assert(t, errdefs.IsFailedPrecondition(err), "%s: %v", name, err)
 	}

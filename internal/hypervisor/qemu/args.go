@@ -11,9 +11,6 @@ import (
 
 // Names inside QEMU that the driver uses again over QMP.
 const (
-	portCount  = 4 // pcie-root-ports: devices that can be plugged at a time, Config.Shares included
-	portPrefix = "port"
-
 	// dimmSlots is how often memory can be plugged. vhost-user daemons map each piece apart; those
 	// that are in use take 32 of them.
 	dimmSlots = 16
@@ -82,17 +79,20 @@ func Args(m Machine) []string {
 		"-chardev", socket("qmp", m.QMPFD), "-mon", "chardev=qmp,mode=control",
 		"-chardev", socket("console", m.ConsoleFD), "-serial", "chardev:console",
 		"-chardev", socket("agent", m.AgentFD),
-		"-device", "virtio-serial-pci,max_ports=2",
-		"-device", "virtserialport,chardev=agent,name=" + transport.PortName,
 	}
-	for i := range portCount {
-		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=%s,chassis=%d", portName(i), i+1))
+	for i := range bridges(len(m.Shares)) {
+		// Without a controller of its own (shpc), which the guest's kernel does not know: ACPI tells of what comes.
+		args = append(args, "-device", fmt.Sprintf("pci-bridge,id=%s,chassis_nr=%d,shpc=off", bridgeName(i), i+1))
 	}
+	args = append(args,
+		"-device", fmt.Sprintf("virtio-serial-pci,max_ports=2,disable-legacy=on,bus=%s,addr=%s", channelSlot.bus(), channelSlot.addr()),
+		"-device", "virtserialport,chardev=agent,name="+transport.PortName,
+	)
 	for i, s := range m.Shares {
 		args = append(args,
 			"-chardev", socket(chardevName(s.ID), s.FD),
-			"-device", fmt.Sprintf("vhost-user-fs-pci,id=%s,chardev=%s,tag=%s,bus=%s",
-				deviceName(s.ID), chardevName(s.ID), escape(s.Tag), portName(i)))
+			"-device", fmt.Sprintf("vhost-user-fs-pci,id=%s,chardev=%s,tag=%s,bus=%s,addr=%s",
+				deviceName(s.ID), chardevName(s.ID), escape(s.Tag), slotOfShare(i).bus(), slotOfShare(i).addr()))
 	}
 	return args
 }
@@ -173,8 +173,6 @@ func socket(id string, fd int) string {
 }
 
 func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
-
-func portName(i int) string { return portPrefix + strconv.Itoa(i) }
 
 func deviceName(id string) string { return "dev-" + id }
 

@@ -41,14 +41,12 @@ func TestArgs(t *testing.T) {
 		"-chardev", "socket,id=qmp,fd=5", "-mon", "chardev=qmp,mode=control",
 		"-chardev", "socket,id=console,fd=7", "-serial", "chardev:console",
 		"-chardev", "socket,id=agent,fd=6",
-		"-device", "virtio-serial-pci,max_ports=2",
+		"-device", "pci-bridge,id=bridge0,chassis_nr=1,shpc=off",
+		"-device", "pci-bridge,id=bridge1,chassis_nr=2,shpc=off",
+		"-device", "virtio-serial-pci,max_ports=2,disable-legacy=on,bus=bridge0,addr=0x1",
 		"-device", "virtserialport,chardev=agent,name=runv.agent",
-		"-device", "pcie-root-port,id=port0,chassis=1",
-		"-device", "pcie-root-port,id=port1,chassis=2",
-		"-device", "pcie-root-port,id=port2,chassis=3",
-		"-device", "pcie-root-port,id=port3,chassis=4",
 		"-chardev", "socket,id=chr-runv,fd=8",
-		"-device", "vhost-user-fs-pci,id=dev-runv,chardev=chr-runv,tag=runv,bus=port0",
+		"-device", "vhost-user-fs-pci,id=dev-runv,chardev=chr-runv,tag=runv,bus=bridge1,addr=0x1",
 	})
 }
 
@@ -92,17 +90,17 @@ func TestArgsVary(t *testing.T) {
 			has:    []string{"-smp 1 ", "-m 512M ", "nolapic_timer"},
 		},
 		{
-			name:   "no share",
+			name:   "no share, and no bridge that needs one",
 			change: func(m *qemu.Machine) { m.Shares = nil },
-			has:    []string{"share=on"},
-			hasNo:  []string{"vhost-user"},
+			has:    []string{"share=on", "bridge0"},
+			hasNo:  []string{"vhost-user", "bridge1"},
 		},
 		{
-			name: "shares each have a port, and their tags no syntax",
+			name: "shares each have a slot, and their tags no syntax",
 			change: func(m *qemu.Machine) {
-				m.Shares = append(m.Shares, qemu.ShareFD{ID: "b", Tag: "a,bus=port3", FD: 9})
+				m.Shares = append(m.Shares, qemu.ShareFD{ID: "b", Tag: "a,bus=bridge3", FD: 9})
 			},
-			has: []string{"id=dev-b,chardev=chr-b,tag=a,,bus=port3,bus=port1", "socket,id=chr-b,fd=9"},
+			has: []string{"id=dev-b,chardev=chr-b,tag=a,,bus=bridge3,bus=bridge1,addr=0x2", "socket,id=chr-b,fd=9"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

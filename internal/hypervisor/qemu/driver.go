@@ -61,7 +61,7 @@ func (*Driver) Name() string { return "qemu" }
 func (*Driver) Capabilities() hypervisor.Capabilities {
 	return hypervisor.Capabilities{
 		Accels:  []hypervisor.Accel{hypervisor.KVM, hypervisor.TCG},
-		HotPlug: []hypervisor.DeviceKind{hypervisor.KindShare},
+		HotPlug: []hypervisor.DeviceKind{hypervisor.KindShare, hypervisor.KindNIC},
 	}
 }
 
@@ -109,8 +109,8 @@ func validate(cfg hypervisor.Config) error {
 		return invalid("at most %d vcpus: less than 0", cfg.MaxVCPUs)
 	case cfg.MaxMemoryBytes < 0 || cfg.MaxMemoryBytes%(1<<20) != 0:
 		return invalid("memory of at most %d bytes: not a multiple of 1 MiB", cfg.MaxMemoryBytes)
-	case len(cfg.Shares) > portCount:
-		return hypervisor.Errorf(errdefs.ErrResourceExhausted, "%d shares: at most %d", len(cfg.Shares), portCount)
+	case len(cfg.Shares) > bridgeSlots:
+		return hypervisor.Errorf(errdefs.ErrResourceExhausted, "%d shares: at most %d", len(cfg.Shares), bridgeSlots)
 	}
 	seen := map[string]bool{}
 	for _, s := range cfg.Shares {

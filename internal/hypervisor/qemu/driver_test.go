@@ -113,7 +113,7 @@ func TestStartRefuses(t *testing.T) {
 			c.Shares = []hypervisor.Share{{ID: "a", Tag: "a", Socket: "/nowhere"}}
 		}, "connect share a", func(err error) bool { return errors.Is(err, os.ErrNotExist) }},
 		{"many shares", func(c *hypervisor.Config) {
-			c.Shares = make([]hypervisor.Share, 5)
+			c.Shares = make([]hypervisor.Share, 32)
 		}, "at most", errdefs.IsResourceExhausted},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -331,22 +331,80 @@ func TestDetachRefused(t *testing.T) {
 	assert.Assert(t, errdefs.IsFailedPrecondition(vm.Detach(t.Context(), "a")))
 }
 
-// The driver takes no more devices than it has ports for.
-func TestPortsExhausted(t *testing.T) {
+// The driver takes no more devices than it has slots for.
+func TestSlotsExhausted(t *testing.T) {
 	needVM(t)
 	expectNoLeak(t)
 	vm, err := driver().Start(t.Context(), config(t))
 	assert.NilError(t, err)
 	defer stop(t, vm)
-	share := func(i int) hypervisor.Share {
-		id := fmt.Sprintf("s%d", i)
-		return hypervisor.Share{ID: id, Tag: id, Socket: serveShare(t, t.TempDir())}
+	const slots = 30 // behind the one bridge of a VM without shares, beside the agent channel
+	w := newWire(t, slots+1)
+	for i, tap := range w.Taps {
+		err := vm.Attach(t.Context(), hypervisor.NIC{
+			ID: fmt.Sprintf("n%d", i), MAC: net.HardwareAddr{2, 0, 0, 0, 0, byte(i)}, Taps: []*os.File{tap},
+		})
+		if i < slots {
+			assert.NilError(t, err)
+		} else {
+			assert.Assert(t, errdefs.IsResourceExhausted(err), "%v", err)
+		}
 	}
-	for i := range 4 {
-		assert.NilError(t, vm.Attach(t.Context(), share(i)))
+}
+
+// QEMU has no more files open after a NIC was unplugged, or could not be plugged.
+func TestNICLeavesNoFile(t *testing.T) {
+	needVM(t)
+	expectNoLeak(t)
+	cfg := config(t)
+	cfg.VCPUs = 2
+	vm, err := driver().Start(t.Context(), cfg)
+	assert.NilError(t, err)
+	defer stop(t, vm)
+	answers := bufio.NewReader(vm.Agent())
+	ask := func(request string) {
+		t.Helper()
+		assert.NilError(t, vm.Agent().SetDeadline(time.Now().Add(time.Minute)))
+		fmt.Fprintln(vm.Agent(), request)
+		line, err := answers.ReadString('\n')
+		assert.NilError(t, err)
+		assert.Assert(t, strings.HasPrefix(line, "ok "), line)
 	}
-	err = vm.Attach(t.Context(), share(4))
-	assert.Assert(t, errdefs.IsResourceExhausted(err), "%v", err)
+	ask("echo ready")
+	files := func() int {
+		fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", vm.Info().PID))
+		assert.NilError(t, err)
+		return len(fds)
+	}
+	before := files()
+	null, err := os.Open("/dev/null")
+	assert.NilError(t, err)
+	defer null.Close()
+	for range 3 {
+		w := newWire(t, 2)
+		nic := hypervisor.NIC{ID: "eth", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Taps: w.Taps}
+		assert.NilError(t, vm.Attach(t.Context(), nic))
+		ask(fmt.Sprintf("nic %s %s", nic.MAC, w.Address))
+		w.Ping(t)
+		assert.NilError(t, vm.Detach(t.Context(), "eth"))
+
+		nic.Taps = []*os.File{null, null}
+		err := vm.Attach(t.Context(), nic)
+		assert.Assert(t, errdefs.IsInvalidArgument(err), "%v", err)
+		assert.ErrorContains(t, err, "attach nic eth: /dev/null is no tap device")
+		nic.Taps = newWire(t, 1).Taps
+		nic.VhostNet = []*os.File{null}
+		err = vm.Attach(t.Context(), nic)
+		assert.Assert(t, errdefs.IsInvalidArgument(err), "%v", err)
+		assert.ErrorContains(t, err, "attach nic eth: /dev/null is no vhost-net")
+		nic.VhostNet, nic.Taps = nil, slices.Repeat(nic.Taps, 2) // a device of one queue has no two
+		err = vm.Attach(t.Context(), nic)
+		assert.ErrorContains(t, err, "attach nic eth: tap0 is no tap device with several queues")
+	}
+	// A descriptor is closed when all of QEMU's threads have seen that it goes.
+	for end := time.Now().Add(10 * time.Second); files() > before; <-time.After(10 * time.Millisecond) {
+		assert.Assert(t, time.Now().Before(end), "QEMU had %d files open and has %d", before, files())
+	}
 }
 
 func stop(t *testing.T, vm hypervisor.VM) {
@@ -370,7 +428,7 @@ func expectNoLeak(t *testing.T) {
 	})
 }
 
-// A daemon that hangs up makes Attach fail, and leaves id and port free.
+// A daemon that hangs up makes Attach fail, and leaves id and slot free.
 func TestAttachBrokenDaemon(t *testing.T) {
 	needVM(t)
 	expectNoLeak(t)
@@ -393,7 +451,7 @@ func TestAttachBrokenDaemon(t *testing.T) {
 			conn.Close()
 		}
 	}()
-	for range 5 { // more than there are ports
+	for range 5 {
 		err := vm.Attach(t.Context(), hypervisor.Share{ID: "a", Tag: "a", Socket: socket})
 		assert.ErrorContains(t, err, "attach share a: qmp device_add:")
 	}

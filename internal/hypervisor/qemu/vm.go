@@ -44,6 +44,7 @@ type vm struct {
 	info    hypervisor.Info
 	done    chan struct{} // closed when all is over
 	limits  hypervisor.Size
+	slots   int           // for devices, that of the agent channel included
 	resizer chan struct{} // holds a token while a Resize is at work
 
 	mu       sync.Mutex // guards what follows; never held while waiting
@@ -74,9 +75,10 @@ func newVM(log *slog.Logger, l *launch, proc *process) *vm {
 			VCPUs: max(l.cfg.VCPUs, l.cfg.MaxVCPUs), MemoryBytes: max(l.cfg.MemoryBytes, l.cfg.MaxMemoryBytes),
 		},
 		resizer: make(chan struct{}, 1),
+		slots:   bridges(len(l.cfg.Shares)) * bridgeSlots,
 	}
 	for i, s := range l.cfg.Shares {
-		v.devices[s.ID] = newDevice(i)
+		v.devices[s.ID] = newDevice(hypervisor.KindShare, slotOfShare(i))
 	}
 	go func() {
 		defer close(v.copied)

@@ -6,13 +6,20 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 
 	"runv/image/initramfs"
@@ -30,6 +37,7 @@ func TestConformance(t *testing.T) {
 		Driver:     qemu.New(slog.New(slog.DiscardHandler)),
 		Config:     config,
 		ServeShare: serveShare,
+		NewWire:    newWire,
 		KillVMM: func(t *testing.T, vm hypervisor.VM) {
 			assert.NilError(t, syscall.Kill(vm.Info().PID, syscall.SIGKILL))
 		},
@@ -154,4 +162,105 @@ func serveShare(t *testing.T, dir string) string {
 		}
 	})
 	return filepath.Join(runDir, "sock")
+}
+
+// wires counts the networks that the guest's devices are in, which must not overlap.
+var wires atomic.Uint32
+
+// newWire makes a tap device in a network namespace of its own.
+func newWire(t *testing.T, queues int) hvtest.Wire {
+	t.Helper()
+	n := byte(wires.Add(1))
+	w := hvtest.Wire{Address: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 99, n, 2}), 24)}
+	var netns *os.File
+	assert.NilError(t, onThread(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		if netns, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+			return err
+		}
+		for range queues {
+			tap, err := openTap(queues > 1)
+			if err != nil {
+				return err
+			}
+			w.Taps = append(w.Taps, tap)
+		}
+		link, err := netlink.LinkByName(tapName)
+		if err != nil {
+			return err
+		}
+		address := &netlink.Addr{IPNet: &net.IPNet{IP: net.IP{10, 99, n, 1}, Mask: net.CIDRMask(24, 32)}}
+		return errors.Join(netlink.AddrAdd(link, address), netlink.LinkSetMTU(link, 9000), netlink.LinkSetUp(link))
+	}))
+	t.Cleanup(func() {
+		w.Close()
+		netns.Close()
+	})
+	w.Ping = func(t *testing.T) {
+		t.Helper()
+		assert.NilError(t, onThread(func() error {
+			if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+			return knock(w.Address.Addr())
+		}))
+	}
+	return w
+}
+
+const tapName = "tap0"
+
+func openTap(several bool) (*os.File, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	request, err := unix.NewIfreq(tapName)
+	if err != nil {
+		return nil, err
+	}
+	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if several {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	request.SetUint16(flags)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), tapName), nil
+}
+
+// knock waits until somebody says that nobody listens: that is an answer.
+func knock(at netip.Addr) error {
+	conn, err := net.Dial("udp", netip.AddrPortFrom(at, 9).String())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for range 100 {
+		if _, err := conn.Write([]byte("hello")); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
+			return err
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+			return err
+		}
+		_, err = conn.Read(make([]byte, 1))
+		if errors.Is(err, unix.ECONNREFUSED) {
+			return nil
+		}
+	}
+	return err
+}
+
+// onThread calls f on a thread that ends with it.
+func onThread(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		done <- f()
+	}()
+	return <-done
 }

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"runv/internal/hypervisor/hvtest/testguest/protocol"
@@ -159,6 +161,50 @@ func (guest) Size() (cpus int, mebibytes int64, err error) {
 }
 
 func (g guest) Release(tag string) error { return unix.Unmount(g.dir(tag), 0) }
+
+// NIC waits for the device: as with shares, a hot-plug is over for the host when the guest was told.
+func (guest) NIC(mac, address string) (mtu, queues int, err error) {
+	if err := loadModules("/etc/runv/modules.late", "failover"); err != nil {
+		return 0, 0, err
+	}
+	if err := loadModules("/etc/runv/modules.late", "/virtio_net."); err != nil {
+		return 0, 0, err
+	}
+	addr, err := netlink.ParseAddr(address)
+	if err != nil {
+		return 0, 0, err
+	}
+	for range 2000 {
+		links, err := netlink.LinkList()
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return 0, 0, err
+		}
+		for _, l := range links {
+			if a := l.Attrs(); a.PermHWAddr.String() == mac {
+				err := errors.Join(netlink.AddrReplace(l, addr), netlink.LinkSetUp(l))
+				return a.MTU, a.NumRxQueues, err
+			}
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+	return 0, 0, fmt.Errorf("no network device %s", mac)
+}
+
+func (guest) NICs() (int, error) {
+	links, err := netlink.LinkList()
+	return len(links) - 1, err
+}
+
+func (guest) Busy(d time.Duration) error {
+	for range runtime.NumCPU() {
+		go func() {
+			for end := time.Now().Add(d); time.Now().Before(end); {
+				_, _ = os.ReadFile("/proc/self/stat") // in the kernel, too
+			}
+		}()
+	}
+	return nil
+}
 
 func (guest) PowerOff() error { return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }
 

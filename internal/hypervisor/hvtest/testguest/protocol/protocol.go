@@ -11,6 +11,9 @@
 //	read TAG FILE    ok CONTENT of a file in the share with that tag
 //	size             ok CPUS MIB: takes into use what was plugged, and tells what there is
 //	release TAG      lets go of the share
+//	nic MAC ADDRESS  ok MTU QUEUES: waits for the network device and gives it the address, which has a prefix length
+//	nics             ok COUNT of network devices but lo
+//	busy MILLIS      keeps all processors busy from now on
 //	poweroff, panic  end the guest; no answer
 package protocol
 
@@ -18,7 +21,9 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Actions are what the guest can do. PowerOff and Panic may not return.
@@ -27,6 +32,9 @@ type Actions interface {
 	Read(tag, file string) (string, error)
 	Size() (cpus int, mebibytes int64, err error)
 	Release(tag string) error
+	NIC(mac, address string) (mtu, queues int, err error)
+	NICs() (int, error)
+	Busy(time.Duration) error
 	PowerOff() error
 	Panic() error
 }
@@ -66,6 +74,19 @@ func answer(request string, guest Actions) (string, error) {
 		return fmt.Sprintf("%d %d", cpus, mebibytes), err
 	case "release":
 		return "", guest.Release(argument)
+	case "nic":
+		mac, address, _ := strings.Cut(argument, " ")
+		mtu, queues, err := guest.NIC(mac, address)
+		return fmt.Sprintf("%d %d", mtu, queues), err
+	case "nics":
+		n, err := guest.NICs()
+		return strconv.Itoa(n), err
+	case "busy":
+		millis, err := strconv.Atoi(argument)
+		if err != nil {
+			return "", err
+		}
+		return "", guest.Busy(time.Duration(millis) * time.Millisecond)
 	case "poweroff":
 		return "", guest.PowerOff()
 	case "panic":
