@@ -25,7 +25,7 @@ func config(t *testing.T) hypervisor.Config {
 func get(t *testing.T, timeout time.Duration, guest func(*fake.VM, net.Conn)) (*factory.VM, *fake.Driver, error) {
 	t.Helper()
 	driver := &fake.Driver{Guest: guest}
-	vm, err := factory.Direct{Driver: driver, BootTimeout: timeout}.Get(t.Context(), config(t))
+	vm, err := factory.Direct{Driver: driver, BootTimeout: timeout}.Get(t.Context(), config(t), func(hypervisor.VM) {})
 	return vm, driver, err
 }
 
@@ -86,7 +86,7 @@ func TestGetEndsWithItsContext(t *testing.T) {
 	gone := errors.New("caller is gone")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	time.AfterFunc(20*time.Millisecond, func() { cancel(gone) })
-	_, err := factory.Direct{Driver: driver, BootTimeout: time.Minute}.Get(ctx, config(t))
+	_, err := factory.Direct{Driver: driver, BootTimeout: time.Minute}.Get(ctx, config(t), func(hypervisor.VM) {})
 	assert.ErrorIs(t, err, gone)
 	<-driver.VMs()[0].Done()
 }

@@ -73,7 +73,7 @@ type Config struct {
 
 // Mirror mirrors a network namespace into a VM. New makes one that does nothing; then
 //
-//	m.Prepare(ctx)         // optional: what can be done without the VM, while it boots
+//	m.Prepare(ctx, vm)     // optional: what can be done without the guest, while it boots
 //	m.Start(ctx, vm, guest) // all is in the guest when it returns; changes are followed from then on
 //	m.Sync(ctx)            // what was changed before this call is in the guest when it returns
 //	m.Close(ctx)           // whatever happened before
@@ -119,14 +119,16 @@ func New(cfg Config) *Mirror {
 }
 
 // Prepare looks at the namespace and makes taps and redirections: from then on what arrives there is for the
-// guest, and waits for it. Errors name the interface and the step; the caller calls Close then.
-// errdefs.ErrAlreadyExists when another VM mirrors the namespace.
-func (m *Mirror) Prepare(ctx context.Context) error {
+// guest, and waits for it. It plugs them into vm, whose guest may still boot; nil: there is no VM yet. Errors name the
+// interface and the step; the caller calls Close then. errdefs.ErrAlreadyExists when another VM mirrors the
+// namespace.
+func (m *Mirror) Prepare(ctx context.Context, vm VM) error {
 	ctx, end, err := m.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer end()
+	m.vm = vm
 	return m.settle(ctx)
 }
 

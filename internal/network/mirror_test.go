@@ -106,7 +106,7 @@ func TestPrepareDoesWhatNeedsNoVM(t *testing.T) {
 	pair(t, ns)
 	before := state(t, ns)
 	r := newRig(t, ns, nil)
-	assert.NilError(t, r.Prepare(context.Background()))
+	assert.NilError(t, r.Prepare(context.Background(), nil))
 	assert.Equal(t, len(r.records), 1)
 	run(t, ns, "ip link add eth1 type veth peer name other") // by a hook, meanwhile
 	assert.NilError(t, r.Start(context.Background(), r.vm, r.guest))
@@ -123,7 +123,7 @@ func TestCloseAfterPrepare(t *testing.T) {
 	pair(t, ns)
 	before, open := state(t, ns), files(t)
 	r := newRig(t, ns, nil)
-	assert.NilError(t, r.Prepare(context.Background()))
+	assert.NilError(t, r.Prepare(context.Background(), nil))
 	assert.NilError(t, r.Close(context.Background()))
 	assert.Equal(t, state(t, ns), before)
 	assert.Equal(t, files(t), open)
@@ -202,7 +202,7 @@ func TestNamespaceOfAnotherMirror(t *testing.T) {
 	start(t, ns, nil)
 	before := state(t, ns)
 	second := newRig(t, ns, nil)
-	err := second.Prepare(context.Background())
+	err := second.Prepare(context.Background(), nil)
 	assert.Assert(t, errdefs.IsAlreadyExists(err), err)
 	assert.NilError(t, second.Close(context.Background()))
 	assert.Equal(t, state(t, ns), before)
@@ -262,7 +262,7 @@ func TestClean(t *testing.T) {
 	pair(t, ns)
 	before := state(t, ns)
 	r := newRig(t, ns, nil)
-	assert.NilError(t, r.Prepare(context.Background())) // and no more, as it would repair what Clean does
+	assert.NilError(t, r.Prepare(context.Background(), nil)) // and no more, as it would repair what Clean does
 	record := r.records[len(r.records)-1]
 	assert.Equal(t, record.Path, ns.Path())
 

@@ -338,7 +338,7 @@ func TestHostPorts(t *testing.T) {
 	assert.Equal(t, state(t, ns), before)
 
 	killed := newRig(t, ns, func(c *network.Config) { c.HostPorts = func() (bool, error) { return true, nil } })
-	assert.NilError(t, killed.Prepare(t.Context()))
+	assert.NilError(t, killed.Prepare(t.Context(), nil))
 	assert.Equal(t, ports(), "65024 65535")
 	assert.NilError(t, network.Clean(killed.records[len(killed.records)-1]))
 	assert.NilError(t, killed.CloseSockets())

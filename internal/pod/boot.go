@@ -39,6 +39,8 @@ type boot struct {
 	cancel   context.CancelCauseFunc
 	shared   chan struct{} // closed when the share is there, or will not be
 	shareErr error         // why not, after shared
+	started  chan struct{} // closed when the VMM runs, or will not
+	vmm      hypervisor.VM // after started; nil: it does not run
 	done     chan struct{}
 	vm       *factory.VM
 	err      error
@@ -72,7 +74,7 @@ func (p *Pod) startBoot(s size, c hostcgroup.Container, standIn int) {
 	p.to(Starting, "first container")
 	ctx, cancel := context.WithCancelCause(context.Background())
 	p.boot.cancel = cancel
-	p.boot.shared = make(chan struct{})
+	p.boot.shared, p.boot.started = make(chan struct{}), make(chan struct{})
 	p.record.VCPUs, p.record.MemoryBytes = s.vcpus, s.memory
 	go func() {
 		defer cancel(nil)
@@ -88,6 +90,9 @@ func (p *Pod) startBoot(s size, c hostcgroup.Container, standIn int) {
 		close(p.boot.shared)
 		if err == nil {
 			p.boot.vm, err = p.startVM(ctx, s)
+		}
+		if p.boot.vmm == nil {
+			close(p.boot.started)
 		}
 		p.boot.err = p.whyKilled(err)
 		close(p.boot.done)
@@ -122,7 +127,10 @@ func (p *Pod) startVM(ctx context.Context, s size) (*factory.VM, error) {
 	cfg.VCPUs, cfg.MemoryBytes = s.vcpus, s.memory
 	cfg.MaxVCPUs, cfg.MaxMemoryBytes = max(s.vcpus, runtime.NumCPU()), max(s.memory, sizeForLimit(math.MaxInt64))
 	cfg.Shares = []hypervisor.Share{{ID: "share", Tag: storage.Tag, Socket: p.cfg.Share.Socket()}}
-	vm, err := p.cfg.Factory.Get(ctx, cfg)
+	vm, err := p.cfg.Factory.Get(ctx, cfg, func(vmm hypervisor.VM) {
+		p.boot.vmm = vmm
+		close(p.boot.started)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -277,6 +285,20 @@ func (p *Pod) awaitShare(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// awaitVMM waits for the VMM, whose guest may still boot.
+func (p *Pod) awaitVMM(ctx context.Context) (hypervisor.VM, error) {
+	select {
+	case <-p.boot.started:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if p.boot.vmm == nil {
+		_, err := p.awaitBoot(ctx)
+		return nil, err
+	}
+	return p.boot.vmm, nil
 }
 
 // awaitBoot waits for the VM.

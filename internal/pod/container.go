@@ -195,7 +195,12 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 	}
 	hooked := time.Now()
 	if firstThere {
-		if err := net.mirror.Prepare(ctx); err != nil { // while the VM boots
+		vmm, err := p.awaitVMM(ctx)
+		if err != nil {
+			return 0, err
+		}
+		// While the guest boots: what it finds then need not be plugged under its hands.
+		if err := net.mirror.Prepare(ctx, vmm); err != nil {
 			return 0, err
 		}
 	}

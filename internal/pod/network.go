@@ -14,7 +14,7 @@ import (
 
 // Mirror makes a network of the guest like a network namespace of the host; network.Mirror is one.
 type Mirror interface {
-	Prepare(ctx context.Context) error
+	Prepare(ctx context.Context, vm network.VM) error
 	Start(ctx context.Context, vm network.VM, guest network.Guest) error
 	Close(ctx context.Context) error
 }

@@ -54,7 +54,7 @@ type paperMirror struct {
 	save func(network.Record) error
 }
 
-func (m *paperMirror) Prepare(context.Context) error {
+func (m *paperMirror) Prepare(context.Context, network.VM) error {
 	m.all.did("prepare %s", m.id)
 	return errors.Join(m.all.prepare, m.save(network.Record{Path: m.ns.Path(), Namespace: m.ns.ID(), Links: []int{7}}))
 }

@@ -25,7 +25,7 @@ import (
 
 // vmFactory is where the pod gets its VM; factory.Direct is one.
 type vmFactory interface {
-	Get(ctx context.Context, cfg hypervisor.Config) (*factory.VM, error)
+	Get(ctx context.Context, cfg hypervisor.Config, started func(hypervisor.VM)) (*factory.VM, error)
 }
 
 // share is the directory that the VM sees; storage.Share is one.
