@@ -2149,9 +2149,9 @@ type ApplyNetworkRequest struct {
 	Neighbours []*Neighbour           `protobuf:"bytes,4,rep,name=neighbours,proto3" json:"neighbours,omitempty"` // at most 4096
 	Rules      []*Rule                `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`           // at most 1024; the kernel's own three of each family are left as they are
 	// Kernel parameters of the network namespace, such as "net.ipv4.ip_forward", at most 1024. A dot in an
-	// interface's name is a slash here, as for sysctl(8): "net.ipv4.conf.eth0/5.rp_filter". accept_ra, accept_dad,
-	// autoconf, addr_gen_mode and use_tempaddr of interfaces with a device are the guest's: their IPv6
-	// addresses and routes come from the host alone.
+	// interface's name is a slash here, as for sysctl(8): "net.ipv4.conf.eth0/5.rp_filter". accept_ra and
+	// addr_gen_mode of interfaces with a device are the guest's: their IPv6 addresses and routes come
+	// from the host alone.
 	Sysctls       map[string]string `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

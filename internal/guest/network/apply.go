@@ -543,12 +543,12 @@ func (w *work) setSysctls(before map[string]string) map[string]string {
 				if !ours[key] {
 					now[key] = before[key]
 				}
-			} else if _, err := writeSysctl(key, before[key]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			} else if _, _, err := writeSysctl(key, before[key]); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				w.log.add("sysctl %s: set back: %v", key, err)
 			}
 		}
 		for _, key := range sortKeys(values) {
-			old, err := writeSysctl(key, values[key])
+			old, known, err := writeSysctl(key, values[key])
 			if err != nil {
 				// Where IPv6 is not there is no address to look after.
 				if !ours[key] || !errors.Is(err, fs.ErrNotExist) {
@@ -556,7 +556,7 @@ func (w *work) setSysctls(before map[string]string) map[string]string {
 				}
 				continue
 			}
-			if _, ok := now[key]; !ok && !ours[key] {
+			if _, ok := now[key]; !ok && known && !ours[key] {
 				now[key] = old
 			}
 		}

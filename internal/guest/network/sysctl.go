@@ -41,16 +41,12 @@ func sysctlPath(key string) (string, error) {
 	return filepath.Join(sysctlDir, path), nil
 }
 
-// mirrored is what an interface has whose addresses and routes come from the host. The host's kernel did the
-// detection of duplicates, and made of router advertisements what it made; a second opinion
-// in the guest would give addresses of its own, which nobody outside routes or expects.
+// mirrored is what an interface has whose IPv6 addresses and routes come from the host. The host's kernel made of
+// router advertisements what it made; a second opinion in the guest would give addresses of its own, which nobody
+// outside expects. The link-local address is the host's, too.
 func mirrored(name string) map[string]string {
 	dir := "net.ipv6.conf." + strings.ReplaceAll(name, ".", "/") + "."
-	return map[string]string{
-		dir + "accept_ra": "0", dir + "autoconf": "0", dir + "accept_dad": "0",
-		dir + "addr_gen_mode": "1", // none: the link-local address is the host's, too
-		dir + "use_tempaddr":  "-1",
-	}
+	return map[string]string{dir + "accept_ra": "0", dir + "addr_gen_mode": "1"} // that of none
 }
 
 // sortKeys puts what is for all interfaces before what is for one: writing the former changes
@@ -80,20 +76,21 @@ func sortKeys(values map[string]string) []string {
 	return keys
 }
 
-// writeSysctl sets a parameter of the calling thread's network namespace and returns what it was.
-// When it has the value already nothing is written: some writes have effects of their own.
-func writeSysctl(key, value string) (old string, err error) {
+// writeSysctl sets a parameter of the calling thread's network namespace and returns what it was; known tells
+// whether it can be read at all. When it has the value already nothing is written: some writes have effects
+// of their own.
+func writeSysctl(key, value string) (old string, known bool, err error) {
 	path, err := sysctlPath(key)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	data, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrPermission) { // there are some that can only be written
-		return "", fault.Cause(err)
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
+		return "", false, fault.Cause(err)
 	}
-	old = strings.TrimRight(string(data), "\n")
-	if err == nil && strings.Join(strings.Fields(old), " ") == strings.Join(strings.Fields(value), " ") {
-		return old, nil
+	old, known = strings.TrimRight(string(data), "\n"), err == nil
+	if known && strings.Join(strings.Fields(old), " ") == strings.Join(strings.Fields(value), " ") {
+		return old, true, nil
 	}
-	return old, fault.Cause(os.WriteFile(path, []byte(value), 0))
+	return old, known, fault.Cause(os.WriteFile(path, []byte(value), 0))
 }
