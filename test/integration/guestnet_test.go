@@ -37,7 +37,7 @@ func TestGuestNetwork(t *testing.T) {
 		ID: "guestnet", Kernel: filepath.Join(guest, "vmlinux"), Initrd: filepath.Join(guest, "initrd.cpio"),
 		Accel: hypervisor.TCG, VCPUs: 2, MemoryBytes: 256 << 20, RunDir: t.TempDir(),
 		User: &hypervisor.User{UID: 65534, GID: 65534},
-	})
+	}, func(hypervisor.VM) {})
 	assert.NilError(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -141,8 +142,7 @@ func setUp(name string) error {
 
 // message is the part of a netlink message behind its header.
 func message(head nl.NetlinkRequestData, attrs []*nl.RtAttr) []byte {
-	body := head.Serialize()
-	body = body[:len(body):len(body)] // it may be the header itself
+	body := slices.Clip(head.Serialize()) // it may be the header itself
 	for _, a := range attrs {
 		body = append(body, a.Serialize()...)
 	}

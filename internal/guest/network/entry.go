@@ -59,7 +59,7 @@ func addressEntry(name string, index int, a *agentv1.Address) entry {
 		attrs = append(attrs, nl.NewRtAttr(unix.IFA_LABEL, nl.ZeroTerminated(a.Label)))
 	}
 	if a.Flags&unix.IFA_F_DEPRECATED != 0 {
-		lifetimes := nl.IfaCacheInfo{IfaCacheinfo: unix.IfaCacheinfo{Prefered: 0, Valid: forever}}
+		lifetimes := nl.IfaCacheInfo{IfaCacheinfo: unix.IfaCacheinfo{Valid: forever}} // and not preferred
 		attrs = append(attrs, nl.NewRtAttr(unix.IFA_CACHEINFO, lifetimes.Serialize()))
 	}
 	slot := fmt.Sprintf("address %d %x", index, a.Ip)

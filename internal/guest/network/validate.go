@@ -40,8 +40,10 @@ func validate(r *agentv1.ApplyNetworkRequest) error {
 		field     string
 		count, at int
 	}{
-		{"interfaces", len(r.Interfaces), maxInterfaces}, {"routes", len(r.Routes), maxRoutes},
-		{"neighbours", len(r.Neighbours), maxNeighbours}, {"rules", len(r.Rules), maxRules},
+		{"interfaces", len(r.Interfaces), maxInterfaces},
+		{"routes", len(r.Routes), maxRoutes},
+		{"neighbours", len(r.Neighbours), maxNeighbours},
+		{"rules", len(r.Rules), maxRules},
 		{"sysctls", len(r.Sysctls), maxSysctls},
 	} {
 		if c.count > c.at {
