@@ -164,6 +164,7 @@ func (p *Pod) leaveNetwork(c *container) {
 
 // dropNetwork takes a network out of the pod. On the pod's goroutine.
 func (p *Pod) dropNetwork(n *podNetwork) {
+	p.dropPhases(n.id)
 	for i, known := range p.networks {
 		if known == n {
 			p.networks = append(p.networks[:i:i], p.networks[i+1:]...)

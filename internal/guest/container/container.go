@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -81,6 +82,7 @@ const (
 type Container struct {
 	set        *Set
 	id         string
+	root       string // directory
 	namespaces namespaces
 	shared     stage.Shared
 	group      *cgroup.Group
@@ -197,12 +199,32 @@ func (s *Set) Create(ctx context.Context, r *agentv1.CreateRequest, streams stdi
 	if err := s.reserve(c); err != nil {
 		return 0, err
 	}
+	c.root = spec.Root.Path
 	if err := c.create(ctx, cfg, resources, streams); err != nil {
 		s.forget(c)
+		dropCached(c.root, dropAttempts)
 		return 0, err
 	}
 	return c.init.pid, nil
 }
+
+// dropCached makes the kernel let go of what it has cached of a container's files when the host has
+// taken them away: a name whose time of cacheLifetime is over is looked up again, and with one that has
+// gone goes all that is cached below it. Otherwise it would stay until the machine needs the memory, and
+// the host's file server keeps each file open that is cached here.
+func dropCached(root string, attempts int) {
+	time.AfterFunc(2*cacheLifetime, func() {
+		if _, err := os.Lstat(root); err == nil && attempts > 1 {
+			dropCached(root, attempts-1) // the host is busy
+		}
+	})
+}
+
+const (
+	// cacheLifetime is how long the host lets names be cached.
+	cacheLifetime = time.Second
+	dropAttempts  = 5
+)
 
 // chooseNetwork gives the guest's own network namespace, in which nothing is, to the first container
 // that asks for one of its own; the kernel makes another faster than a VM, but not for nothing.
@@ -389,6 +411,7 @@ func (c *Container) Delete(ctx context.Context) error {
 	}
 	if c.set.forget(c) {
 		c.set.release(&c.namespaces)
+		dropCached(c.root, dropAttempts)
 	}
 	for _, p := range processes {
 		p.close()
