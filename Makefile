@@ -14,6 +14,7 @@ GO_BUILD = go build -trimpath -buildvcs=false -ldflags
 RUN_PACKAGES = qemu-system-x86 qemu-system-common qemu-system-data
 DEMO_PACKAGES = $(RUN_PACKAGES) busybox-static
 TEST_PACKAGES = $(DEMO_PACKAGES) runc protobuf-compiler python3-seccomp iproute2 procps
+BENCH_PACKAGES = iperf3
 
 # Tools of the developers, each in a directory that names its version.
 TOOLS = $(CURDIR)/build/tools
@@ -53,8 +54,13 @@ test: deps all $(GENERATORS) ## all checks and tests, those with VMs included
 conformance: deps all ## compare with runc all that can be compared; writes docs/conformance.md
 	@go test -count=1 -timeout 60m ./test/conformance -all -write '$(CURDIR)/docs/conformance.md'
 
+.PHONY: soak
+soak: deps all ## create and delete 200 containers with networks, and count what is left
+	@go test -count=1 -timeout 60m -run TestCycles ./test/faults -cycles 200
+
 .PHONY: bench
-bench: deps all ## measure starts, exec, stdio and memory, beside runc
+bench: deps all ## measure starts, exec, stdio, network and memory, beside runc
+	@hack/deps $(BENCH_PACKAGES)
 	@go run ./test/bench
 
 .PHONY: lint

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -129,6 +130,9 @@ func follow(path string) (_ string, pid int, err error) {
 		if err != nil {
 			return "", 0, err
 		}
+		if nsLink.MatchString(target) { // a file that is open, below /proc/PID/fd
+			return path, 0, nil
+		}
 		if !filepath.IsAbs(target) {
 			target = filepath.Join(dir, target)
 		}
@@ -136,6 +140,9 @@ func follow(path string) (_ string, pid int, err error) {
 	}
 	return "", 0, unix.ELOOP
 }
+
+// nsLink is where links to namespaces seem to lead, see namespaces(7).
+var nsLink = regexp.MustCompile(`^[a-z]+:\[[0-9]+\]$`)
 
 // processOf returns the process whose namespaces are in a directory, one of /proc; else 0.
 func processOf(dir string) int {

@@ -37,6 +37,18 @@ func inode(t *testing.T, path string) (st unix.Stat_t) {
 	return st
 }
 
+// A namespace that a process has open is one that nobody is known to be in.
+func TestLookAtAnOpenFile(t *testing.T) {
+	n := sleeper(t, unix.CLONE_NEWNET)
+	file, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", n))
+	assert.NilError(t, err)
+	defer file.Close()
+	f, err := join.Look(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), file.Fd()))
+	assert.NilError(t, err)
+	st := inode(t, fmt.Sprintf("/proc/%d/ns/net", n))
+	assert.DeepEqual(t, f, join.File{Type: net, Dev: st.Dev, Ino: st.Ino})
+}
+
 func TestLookFollowsToTheProcess(t *testing.T) {
 	n := sleeper(t, unix.CLONE_NEWNET)
 	dir := t.TempDir()

@@ -35,7 +35,7 @@ func main() {
 	}
 }
 
-// speedUnit marks figures of which more is better.
+// speedUnit and bitUnit mark figures of which more is better.
 const speedUnit = "MB/s"
 
 // subject is a runtime under measurement.
@@ -68,6 +68,9 @@ func bench(n, size int) (err error) {
 		return err
 	}
 	if err := benchRunning(t, runv, runc, n, size); err != nil {
+		return err
+	}
+	if err := benchNetwork(t, runv, runc, n); err != nil {
 		return err
 	}
 	if err := benchIdle(t, runv, n); err != nil {
@@ -319,6 +322,10 @@ func (zero) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // edit sets the process of a bundle.
 func edit(bundle string, args ...string) error {
+	return editSpec(bundle, func(s *specs.Spec) { s.Process.Args = args })
+}
+
+func editSpec(bundle string, change func(s *specs.Spec)) error {
 	path := filepath.Join(bundle, "config.json")
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -329,7 +336,7 @@ func edit(bundle string, args ...string) error {
 		return err
 	}
 	s.Process.Terminal = false
-	s.Process.Args = args
+	change(&s)
 	if data, err = json.Marshal(&s); err != nil {
 		return err
 	}
@@ -371,7 +378,7 @@ type table struct{ rows [][]string }
 // add adds a row: median and best of each runtime, which is the lowest but for speeds.
 func (t *table) add(what, unit string, ours, theirs []float64) {
 	best := slices.Min[[]float64]
-	if unit == speedUnit {
+	if unit == speedUnit || unit == bitUnit {
 		best = slices.Max[[]float64]
 	}
 	cell := func(v []float64) string { return format(median(v)) + " (" + format(best(v)) + ")" }

@@ -69,6 +69,43 @@ func TreeRoot() string {
 	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
+// Census counts what the tests' process and its containers hold, besides what belongs to the test itself:
+// equal before and after, if nothing leaks.
+type Census struct {
+	Processes, Descriptors, Mounts, Cgroups, Files int
+}
+
+// Census takes a census, of this process and the Env.
+func (e *Env) Census() Census {
+	e.t.Helper()
+	count := func(pattern string) int {
+		all, err := filepath.Glob(pattern)
+		assert.NilError(e.t, err)
+		return len(all)
+	}
+	c := Census{
+		Processes:   strings.Count(children(), "\n"),
+		Descriptors: count("/proc/self/fd/*"),
+		Cgroups:     strings.Count(leftCgroups(), "\n"),
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	assert.NilError(e.t, err)
+	for line := range bytes.Lines(mounts) {
+		if bytes.Contains(line, []byte(e.Dir)) {
+			c.Mounts++
+		}
+	}
+	err = filepath.WalkDir(e.Root, func(_ string, _ os.DirEntry, err error) error {
+		c.Files++
+		if os.IsNotExist(err) {
+			return nil // on its way out
+		}
+		return err
+	})
+	assert.NilError(e.t, err)
+	return c
+}
+
 // Env is a state directory of a test's own.
 type Env struct {
 	t      testing.TB
