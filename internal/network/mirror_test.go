@@ -192,7 +192,7 @@ func TestProblemsOfTheGuestAreLogged(t *testing.T) {
 	assert.Equal(t, len(lines), 32)
 	assert.Assert(t, strings.Contains(log.String(), `problem="guest: route 10.0.0.0/8: network is unreachable"`))
 	for _, l := range lines {
-		assert.Assert(t, len(l) < 500 && !strings.ContainsAny(l, "\x1b\xff"), l)
+		assert.Assert(t, len(l) < 500 && !strings.Contains(l, "\x1b"), l)
 	}
 }
 
