@@ -118,6 +118,22 @@ func TestPrepareDoesWhatNeedsNoVM(t *testing.T) {
 	assert.Equal(t, state(t, ns), before)
 }
 
+func TestPrepareWhileTheGuestBoots(t *testing.T) {
+	ns := newNamespace(t)
+	pair(t, ns)
+	before := state(t, ns)
+	r := newRig(t, ns, nil)
+	assert.NilError(t, r.Prepare(t.Context(), r.vm))
+	assert.Equal(t, r.vm.count(), 1)
+	assert.Equal(t, r.guest.applies, 0)
+	assert.NilError(t, r.Start(t.Context(), r.vm, r.guest))
+	assert.Equal(t, r.vm.count(), 1)
+	assert.DeepEqual(t, r.guest.names(), []string{"eth0"})
+	assert.NilError(t, r.Close(t.Context()))
+	assert.Equal(t, r.vm.count(), 0)
+	assert.Equal(t, state(t, ns), before)
+}
+
 func TestCloseAfterPrepare(t *testing.T) {
 	ns := newNamespace(t)
 	pair(t, ns)
