@@ -490,3 +490,16 @@ func (e *Env) explain() {
 		e.t.Logf("--- %s\n%s", path, data)
 	}
 }
+
+// Supervisor is the pid of a container's supervisor, 0 if there is none yet.
+func (e *Env) Supervisor(id string) int {
+	data, err := os.ReadFile(filepath.Join(e.Root, "containers", id, "pod", "pod.json"))
+	if err != nil {
+		return 0
+	}
+	var p Pod
+	if json.Unmarshal(data, &p) != nil {
+		return 0
+	}
+	return p.Supervisor.PID
+}
