@@ -183,6 +183,42 @@ func TestGuestThatDoesNotAnswer(t *testing.T) {
 	assert.Assert(t, errdefs.IsFailedPrecondition(err), err)
 }
 
+// A guest that keeps a card keeps nobody from going on.
+func TestCardThatIsNotLetGo(t *testing.T) {
+	ns := newNamespace(t)
+	peer := pair(t, ns)
+	before := state(t, ns)
+	r := start(t, ns, nil)
+	veth(t, ns, "eth1", peer, "out1")
+	assert.NilError(t, r.Sync(t.Context()))
+	letGo := make(chan struct{})
+	r.vm.mu.Lock()
+	r.vm.onDetach = func(ctx context.Context, _ string) error {
+		select {
+		case <-letGo:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	r.vm.mu.Unlock()
+	for i := range 3 {
+		run(t, ns, "ip link del eth1")
+		assert.NilError(t, r.Sync(t.Context()))
+		assert.DeepEqual(t, r.guest.names(), []string{"eth0"})
+		veth(t, ns, "eth1", peer, "out1")
+		assert.NilError(t, r.Sync(t.Context()))
+		assert.DeepEqual(t, r.guest.names(), []string{"eth0", "eth1"})
+		assert.Equal(t, r.vm.count(), 3+i)
+	}
+	close(letGo)
+	r.await(t, "the end of the cards", func() bool { return r.vm.count() == 2 })
+	run(t, ns, "ip link del eth1")
+	assert.NilError(t, r.Close(t.Context()))
+	assert.Equal(t, r.vm.count(), 0)
+	assert.Equal(t, state(t, ns), before)
+}
+
 // A namespace that nobody else holds lives as long as the mirror, and no longer.
 func TestNamespaceThatNobodyHolds(t *testing.T) {
 	peer := newNamespace(t)

@@ -132,7 +132,7 @@ type machine struct {
 	cards map[string]hypervisor.NIC
 	// onAttach, if set, can make Attach fail.
 	onAttach func(hypervisor.NIC) error
-	onDetach func(id string) error
+	onDetach func(ctx context.Context, id string) error
 	dead     bool
 }
 
@@ -171,6 +171,17 @@ func (v *machine) Attach(ctx context.Context, dev hypervisor.Device) error {
 
 func (v *machine) Detach(ctx context.Context, id string) error {
 	v.mu.Lock()
+	f := v.onDetach
+	if v.dead {
+		f = nil
+	}
+	v.mu.Unlock()
+	if f != nil {
+		if err := f(ctx, id); err != nil {
+			return err
+		}
+	}
+	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.dead {
 		return errdefs.ErrFailedPrecondition
@@ -178,11 +189,6 @@ func (v *machine) Detach(ctx context.Context, id string) error {
 	nic, ok := v.cards[id]
 	if !ok {
 		return errdefs.ErrNotFound
-	}
-	if v.onDetach != nil {
-		if err := v.onDetach(id); err != nil {
-			return err
-		}
 	}
 	closeTaps(nic)
 	delete(v.cards, id)

@@ -87,6 +87,7 @@ type Mirror struct {
 	closeOnce sync.Once
 	requests  chan chan error // of Sync to the goroutine
 	followed  chan struct{}   // closed when that has ended; nil: there is none
+	unplugs   sync.WaitGroup  // goroutines that unplug; one begins in somebody's turn only
 
 	turn chan struct{} // holds a token while somebody uses what stands below
 	done bool          // by Close
@@ -98,7 +99,7 @@ type Mirror struct {
 	members *os.File // a packet socket that wants all multicasts of the interfaces
 	sysctls *sysctls
 	ports   map[int]*port // by index of the interface
-	leaving []*port       // whose interface has gone
+	leaving []*port       // whose interface has gone, while their card may still be there
 	record  Record
 	// hostPorts is what Config.HostPorts has said.
 	hostPorts bool
@@ -196,6 +197,12 @@ func (m *Mirror) begin(ctx context.Context) (work context.Context, end func(), e
 		return nil, nil, errClosed()
 	case <-ctx.Done():
 		return nil, nil, fmt.Errorf("network: %w", context.Cause(ctx))
+	}
+	select {
+	case <-m.closing: // Close waits for those only that have begun before
+		<-m.turn
+		return nil, nil, errClosed()
+	default:
 	}
 	work, cancel := m.untilClosed(ctx)
 	return work, func() { cancel(); <-m.turn }, nil
@@ -300,9 +307,7 @@ func (m *Mirror) sync(ctx context.Context) (again bool, err error) {
 		}
 	}
 	m.events.watch(snapshot.neighbours)
-	if err := m.dispose(ctx); err != nil {
-		errs = append(errs, err)
-	}
+	m.dispose(ctx)
 	m.report(problems)
 	return again, errors.Join(errs...)
 }
@@ -494,33 +499,67 @@ func printable(s string) string {
 	}, s)
 }
 
-// dispose unplugs the cards whose interface has gone. Those of which the guest does not let go stay for the
-// next time.
-func (m *Mirror) dispose(ctx context.Context) error {
-	var left []*port
-	var errs []error
-	for _, p := range m.leaving {
-		if err := m.unplug(ctx, p); err != nil {
-			left = append(left, p)
-			errs = append(errs, fmt.Errorf("network: %s: %w", p.name, err))
+// dispose has the cards unplugged whose interface has gone. What that takes is up to the guest, which does not keep
+// others from being mirrored.
+func (m *Mirror) dispose(ctx context.Context) {
+	for _, p := range slices.Clone(m.leaving) {
+		switch {
+		case !p.attached:
+			m.discard(p)
+		case !p.unplugging:
+			p.unplugging = true
+			m.unplugs.Add(1)
+			go m.unplugLater(context.WithoutCancel(ctx), p)
 		}
 	}
-	m.leaving = left
-	return errors.Join(errs...)
 }
 
-func (m *Mirror) unplug(ctx context.Context, p *port) error {
-	if p.attached {
-		ctx, cancel := context.WithTimeout(ctx, unplugTimeout)
-		defer cancel()
-		err := m.vm.Detach(ctx, p.card())
-		// The latter is a VM that has ended, and its cards with it.
-		if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
-			return fmt.Errorf("detach NIC: %w", err)
-		}
-		p.attached = false
+// discard forgets a port that has no card any more.
+func (m *Mirror) discard(p *port) {
+	if err := p.close(m.kernel); err != nil {
+		m.cfg.Log.Warn("remove tap", "network", m.cfg.ID, "interface", p.name, "error", err)
+		return // the next sync tries again
 	}
-	return p.close(m.kernel)
+	m.leaving = slices.DeleteFunc(m.leaving, func(other *port) bool { return other == p })
+}
+
+// unplugLater unplugs a card, however often that must be tried.
+func (m *Mirror) unplugLater(ctx context.Context, p *port) {
+	defer m.unplugs.Done()
+	ctx, cancel := m.untilClosed(ctx)
+	defer cancel()
+	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+		err := m.unplug(ctx, p)
+		if err == nil {
+			break
+		}
+		if ctx.Err() == nil && wait == firstRetry {
+			m.cfg.Log.Warn("mirror network", "network", m.cfg.ID, "error", err)
+		}
+		select {
+		case <-m.closing:
+			return
+		case <-time.After(wait):
+		}
+	}
+	_, end, err := m.begin(ctx)
+	if err != nil {
+		return // Close does the rest
+	}
+	defer end()
+	p.attached = false
+	m.discard(p)
+}
+
+// unplug takes a port's card from the VM. A VM that has ended has none.
+func (m *Mirror) unplug(ctx context.Context, p *port) error {
+	ctx, cancel := context.WithTimeout(ctx, unplugTimeout)
+	defer cancel()
+	err := m.vm.Detach(ctx, p.card())
+	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+		return fmt.Errorf("network: %s: detach NIC: %w", p.name, err)
+	}
+	return nil
 }
 
 // report logs the problems that are new.
@@ -631,6 +670,7 @@ func (m *Mirror) Close(ctx context.Context) error {
 	if followed != nil {
 		<-followed
 	}
+	m.unplugs.Wait()
 	m.turn <- struct{}{}
 	defer func() { <-m.turn }()
 	if m.done {
@@ -673,11 +713,13 @@ func (m *Mirror) close(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("network: %w", err))
 		}
 	}
-	errs = append(errs, m.dispose(ctx))
-	for _, p := range m.leaving {
-		// The guest does not let go. It may keep its card, but nothing is at the other end.
+	errs = append(errs, m.unplugAll(ctx))
+	for _, p := range slices.Clone(m.leaving) {
+		// A guest that does not let go may keep its card, but nothing is at the other end.
 		if err := p.close(m.kernel); err != nil {
 			errs = append(errs, fmt.Errorf("network: %s: %w", p.name, err))
+		} else if !p.attached {
+			m.discard(p)
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -689,4 +731,20 @@ func (m *Mirror) close(ctx context.Context) error {
 	}
 	m.done = true
 	return nil
+}
+
+// unplugAll unplugs all cards at the same time.
+func (m *Mirror) unplugAll(ctx context.Context) error {
+	errs := make([]error, len(m.leaving))
+	var all sync.WaitGroup
+	for i, p := range m.leaving {
+		if p.attached {
+			all.Go(func() { errs[i] = m.unplug(ctx, p) })
+		}
+	}
+	all.Wait()
+	for i, p := range m.leaving {
+		p.attached = p.attached && errs[i] != nil
+	}
+	return errors.Join(errs...)
 }

@@ -266,7 +266,7 @@ func TestCloseOfAGuestThatDoesNotLetGo(t *testing.T) {
 	pair(t, ns)
 	before := state(t, ns)
 	r := start(t, ns, nil)
-	r.vm.onDetach = func(string) error { return context.DeadlineExceeded }
+	r.vm.onDetach = func(context.Context, string) error { return context.DeadlineExceeded }
 	assert.ErrorContains(t, r.Close(context.Background()), "network: eth0: detach NIC: ")
 	assert.Equal(t, state(t, ns), before)
 	r.vm.kill()

@@ -33,6 +33,8 @@ type port struct {
 	tap      int        // index of the tap; 0: none
 	taps     []*os.File // its queues, until the VMM has them
 	attached bool
+	// unplugging: a goroutine is at it.
+	unplugging bool
 }
 
 // card is the id of the network card in the VM.
