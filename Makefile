@@ -14,7 +14,7 @@ GO_BUILD = go build -trimpath -buildvcs=false -ldflags
 RUN_PACKAGES = qemu-system-x86 qemu-system-common qemu-system-data
 DEMO_PACKAGES = $(RUN_PACKAGES) busybox-static
 TEST_PACKAGES = $(DEMO_PACKAGES) runc protobuf-compiler python3-seccomp iproute2 procps
-BENCH_PACKAGES = iperf3
+BENCH_PACKAGES = iperf3 iptables
 
 # Tools of the developers, each in a directory that names its version.
 TOOLS = $(CURDIR)/build/tools

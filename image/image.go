@@ -7,6 +7,7 @@ package image
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"debug/elf"
@@ -16,6 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,6 +37,15 @@ const (
 	// EarlyList and LateList name modules, one absolute path a line, in load order.
 	EarlyList = "/etc/runv/modules.early"
 	LateList  = "/etc/runv/modules.late"
+	// DemandList is what ModprobePath knows: a line "module NAME PATH NEED..." for each module of the other lists, a
+	// line "packed NAME OFFSET SIZE NEED..." for each that is in DemandPack there, and a line "alias ALIAS NAME" for
+	// each name more.
+	DemandList = "/etc/runv/modules.demand"
+	// DemandPack has the modules that are loaded on demand, each compressed by gzip: making a file of its own for
+	// each would take the guest's kernel five times as long.
+	DemandPack = "/etc/runv/modules.pack"
+	// ModprobePath is the agent under the name by which the kernel asks for modules.
+	ModprobePath = "/sbin/modprobe"
 )
 
 // lockRetry is how often a build looks whether another one has ended.
@@ -97,7 +108,7 @@ func Build(ctx context.Context, cfg Config) (*manifest.Guest, bool, error) {
 		Arch:    d.Arch,
 		Kernel: manifest.Kernel{
 			Name: k.Name, Release: k.Release, Package: k.Package, PackageVersion: k.Version,
-			EarlyModules: names(k.Early), LateModules: names(k.Late),
+			EarlyModules: names(k.Early), LateModules: names(k.Late), DemandModules: names(k.Demand),
 		},
 		Agent: manifest.Agent{Version: cfg.AgentVersion, SHA256: digest(agent), InitSHA256: digest(init)},
 	}
@@ -194,6 +205,7 @@ func Initrd(k *kernel.Kernel, agent, init []byte) ([]byte, error) {
 		}
 		add(a.File(list.name, 0o644, []byte(lines.String())))
 	}
+	add(addDemand(&a, k))
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
@@ -202,6 +214,42 @@ func Initrd(k *kernel.Kernel, agent, init []byte) ([]byte, error) {
 		return nil, err
 	}
 	return out.Bytes(), nil
+}
+
+// addDemand adds the modules that are loaded on demand.
+func addDemand(a *initramfs.Archive, k *kernel.Kernel) error {
+	var lines strings.Builder
+	var pack bytes.Buffer
+	line := func(m kernel.Module, kind, place string) {
+		fmt.Fprintln(&lines, strings.Join(append([]string{kind, m.Name, place}, m.Needs...), " "))
+		for _, alias := range m.Aliases {
+			fmt.Fprintln(&lines, "alias", alias, m.Name)
+		}
+	}
+	for _, m := range slices.Concat(k.Early, k.Late) {
+		line(m, "module", m.Path)
+	}
+	for _, m := range k.Demand {
+		data, err := os.ReadFile(k.ModuleFile(m))
+		if err != nil {
+			return fmt.Errorf("read kernel module: %w", err)
+		}
+		start := pack.Len()
+		z, err := gzip.NewWriterLevel(&pack, gzip.BestCompression)
+		if err != nil {
+			return err
+		}
+		if _, err := z.Write(data); err != nil {
+			return err
+		}
+		if err := z.Close(); err != nil {
+			return err
+		}
+		line(m, "packed", fmt.Sprintf("%d %d", start, pack.Len()-start))
+	}
+	return errors.Join(
+		a.File(DemandList, 0o644, []byte(lines.String())), a.File(DemandPack, 0o644, pack.Bytes()), a.Symlink(ModprobePath, AgentPath),
+	)
 }
 
 // current tells whether the files in out are those that would be made for g.

@@ -2,11 +2,14 @@ package image_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -25,14 +28,15 @@ func inputs(t *testing.T) image.Config {
 	dir := t.TempDir()
 	for name, content := range map[string][]byte{
 		"vmlinux":                  imagetest.Vmlinux(t, "6.1.0-own", 18),
-		"modules/modules.builtin":  nil,
+		"modules/modules.builtin":  []byte("kernel/builtin.ko\n"),
 		"modules/kernel/virtio.ko": imagetest.Module(t, "depends="),
 		"modules/kernel/port.ko":   imagetest.Module(t, "depends=virtio"),
 		"modules/kernel/fuse.ko":   imagetest.Module(t, "depends="),
+		"modules/kernel/nat.ko":    imagetest.Module(t, "depends=virtio,builtin", "alias=ip-nat", "alias=pci:*"),
 		"agent":                    program(t, "agent"),
 		"init":                     program(t, "init"),
 		"own.toml": []byte("name = 'own'\narch = 'amd64'\n[files]\nvmlinux = 'vmlinux'\nmodule-tree = 'modules'\n" +
-			"[modules]\nearly = ['port']\nlate = ['fuse']\n"),
+			"[modules]\nearly = ['port']\nlate = ['fuse']\ndemand = ['nat', 'fuse']\n"),
 	} {
 		path := filepath.Join(dir, name)
 		assert.NilError(t, os.MkdirAll(filepath.Dir(path), 0o755))
@@ -96,7 +100,7 @@ func TestBuildDescribesTheGuest(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Check(t, is.DeepEqual(guest, built))
 	assert.Check(t, is.DeepEqual(guest.Kernel, manifest.Kernel{
-		Name: "own", Release: "6.1.0-own", EarlyModules: []string{"virtio", "port"}, LateModules: []string{"fuse"},
+		Name: "own", Release: "6.1.0-own", EarlyModules: []string{"virtio", "port"}, LateModules: []string{"fuse"}, DemandModules: []string{"nat"},
 	}))
 	assert.Check(t, is.Equal(guest.Agent.Version, "v1"))
 	info, err := os.Stat(filepath.Join(cfg.Out, manifest.InitrdFile))
@@ -125,6 +129,15 @@ func TestInitrdIsWhatTheAgentExpects(t *testing.T) {
 	assert.Check(t, is.Equal(files[image.InitPath], string(program(t, "init"))))
 	assert.Check(t, is.Equal(files[image.EarlyList], "/lib/modules/6.1.0-own/kernel/virtio.ko\n/lib/modules/6.1.0-own/kernel/port.ko\n"))
 	assert.Check(t, is.Equal(files[image.LateList], "/lib/modules/6.1.0-own/kernel/fuse.ko\n"))
+	assert.Check(t, is.Equal(files[image.ModprobePath], image.AgentPath))
+	want := "module virtio /lib/modules/6.1.0-own/kernel/virtio.ko\nmodule port /lib/modules/6.1.0-own/kernel/port.ko virtio\n" +
+		"module fuse /lib/modules/6.1.0-own/kernel/fuse.ko\npacked nat 0 %d virtio\nalias ip-nat nat\n"
+	assert.Check(t, is.Equal(files[image.DemandList], fmt.Sprintf(want, len(files[image.DemandPack]))))
+	z, err := gzip.NewReader(strings.NewReader(files[image.DemandPack]))
+	assert.NilError(t, err)
+	module, err := io.ReadAll(z)
+	assert.NilError(t, err)
+	assert.Check(t, is.Contains(string(module), "alias=ip-nat"))
 	for _, name := range []string{"/proc", "/sys", "/dev/console", "/run", "/tmp", "/lib/modules/6.1.0-own/kernel/fuse.ko"} {
 		_, ok := files[name]
 		assert.Check(t, ok, name)

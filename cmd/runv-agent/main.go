@@ -2,7 +2,8 @@
 //go:debug containermaxprocs=0
 
 // Runv-agent is PID 1 of a pod's virtual machine. Under the name runv-init it is
-// instead what sets up one process of a container.
+// instead what sets up one process of a container, and under that of modprobe what the kernel
+// starts when it wants a module.
 package main
 
 import (
@@ -10,6 +11,7 @@ import (
 	"os"
 
 	"runv/internal/guest"
+	"runv/internal/guest/boot"
 	"runv/internal/guest/stage"
 )
 
@@ -19,6 +21,12 @@ var version = "unknown"
 func main() {
 	if os.Args[0] == stage.Name {
 		stage.Main()
+	}
+	if os.Args[0] == boot.ModprobePath {
+		if err := boot.Modprobe(os.Args[len(os.Args)-1]); err != nil {
+			os.Exit(1) // the kernel does not want to know why
+		}
+		return
 	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "runv-agent: runs as the first process of a virtual machine only")

@@ -36,6 +36,11 @@ func (a *Archive) Directory(name string, perm uint64) error {
 	return a.add(cpio.Directory(name, perm))
 }
 
+// Symlink adds a symbolic link.
+func (a *Archive) Symlink(name, target string) error {
+	return a.add(cpio.Symlink(name, target))
+}
+
 // CharDevice adds the node of a character device.
 func (a *Archive) CharDevice(name string, perm, major, minor uint64) error {
 	return a.add(cpio.CharDev(name, perm, major, minor))

@@ -55,6 +55,8 @@ type Modules struct {
 	Early []string `toml:"early"`
 	// Late are loaded right after.
 	Late []string `toml:"late"`
+	// Demand are loaded when the kernel asks for them.
+	Demand []string `toml:"demand"`
 }
 
 var plainName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]*$`)
@@ -92,7 +94,7 @@ func (d *Description) check() error {
 		return fmt.Errorf("debian-package.package: %q is no package name", d.DebianPackage.Package)
 	case d.Files != nil && d.Files.Vmlinux == "":
 		return errors.New("files.vmlinux: must not be empty")
-	case d.Files != nil && d.Files.ModuleTree == "" && len(d.Modules.Early)+len(d.Modules.Late) > 0:
+	case d.Files != nil && d.Files.ModuleTree == "" && len(d.Modules.Early)+len(d.Modules.Late)+len(d.Modules.Demand) > 0:
 		return errors.New("files.module-tree: must not be empty when modules are named")
 	}
 	return nil

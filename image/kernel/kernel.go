@@ -25,6 +25,8 @@ type Kernel struct {
 	// Early and Late are the modules in load order.
 	Early []Module
 	Late  []Module
+	// Demand are those that are loaded when the kernel asks for them.
+	Demand []Module
 	// Key is a digest over all that the kernel was made from, but for the package's version.
 	Key string
 
@@ -38,6 +40,8 @@ type Module struct {
 	Path string
 	// File is the name of the file in the cache.
 	File string
+	// Needs are the modules that must be loaded before it, Aliases what the kernel may call it.
+	Needs, Aliases []string
 }
 
 // Vmlinux returns the path of the kernel itself.
@@ -191,7 +195,7 @@ func (k *Kernel) putModules(ctx context.Context, dir string, names Modules) erro
 		}
 		var out []Module
 		for _, r := range resolved {
-			m := Module{Name: r.Name, Path: path.Join("/lib/modules", k.Release, r.Path), File: r.Name + ".ko"}
+			m := Module{Name: r.Name, Path: path.Join("/lib/modules", k.Release, r.Path), File: r.Name + ".ko", Needs: r.Needs, Aliases: r.Aliases}
 			if err := os.WriteFile(k.ModuleFile(m), r.Data, 0o644); err != nil {
 				return nil, err
 			}
@@ -202,7 +206,10 @@ func (k *Kernel) putModules(ctx context.Context, dir string, names Modules) erro
 	if k.Early, err = put(names.Early); err != nil {
 		return err
 	}
-	k.Late, err = put(names.Late)
+	if k.Late, err = put(names.Late); err != nil {
+		return err
+	}
+	k.Demand, err = put(names.Demand)
 	return err
 }
 

@@ -29,6 +29,10 @@ type Module struct {
 	Path string
 	// Data is the module itself, decompressed and slimmed.
 	Data []byte
+	// Needs are the modules that must be loaded before, without those that the kernel has built in.
+	Needs []string
+	// Aliases are what the kernel may ask for by when it wants the module; patterns are left out.
+	Aliases []string
 }
 
 // A Tree is a directory as /lib/modules/RELEASE.
@@ -105,14 +109,15 @@ func (r *resolver) add(ctx context.Context, name string) error {
 	if err != nil {
 		return fmt.Errorf("read kernel module %s: %w", name, err)
 	}
-	needs, wants, err := dependencies(data)
+	info, err := readInfo(data)
 	if err != nil {
 		return fmt.Errorf("read kernel module %s: %w", name, err)
 	}
 	// A module that is only wanted makes this one better, and may be missing.
-	wants = slices.DeleteFunc(wants, func(want string) bool { _, ok := r.tree.files[want]; return !ok })
+	wants := slices.DeleteFunc(info.wants, func(want string) bool { _, ok := r.tree.files[want]; return !ok })
+	needs := slices.DeleteFunc(append(wants, info.needs...), func(need string) bool { return r.tree.builtin[need] })
 	r.active[name] = true
-	for _, need := range append(wants, needs...) {
+	for _, need := range needs {
 		if err := r.add(ctx, need); err != nil {
 			return fmt.Errorf("for kernel module %s: %w", name, err)
 		}
@@ -124,7 +129,7 @@ func (r *resolver) add(ctx context.Context, name string) error {
 		return fmt.Errorf("slim kernel module %s: %w", name, err)
 	}
 	path := file[:strings.LastIndex(file, ".ko")] + ".ko"
-	r.order = append(r.order, Module{Name: name, Path: path, Data: slim})
+	r.order = append(r.order, Module{Name: name, Path: path, Data: slim, Needs: needs, Aliases: info.aliases})
 	return nil
 }
 
@@ -136,20 +141,25 @@ func read(ctx context.Context, path string) ([]byte, error) {
 	return unpack.File(ctx, data)
 }
 
-// dependencies returns the modules that a module cannot be loaded without, and those it asks for
-// beforehand.
-func dependencies(data []byte) (needs, wants []string, err error) {
+// modInfo is what a module says of itself.
+type modInfo struct {
+	needs   []string // modules that it cannot be loaded without
+	wants   []string // those it asks for beforehand
+	aliases []string
+}
+
+func readInfo(data []byte) (m modInfo, err error) {
 	f, err := elf.NewFile(bytes.NewReader(data))
 	if err != nil {
-		return nil, nil, err
+		return m, err
 	}
 	section := f.Section(".modinfo")
 	if section == nil {
-		return nil, nil, errors.New("no .modinfo section")
+		return m, errors.New("no .modinfo section")
 	}
 	info, err := section.Data()
 	if err != nil {
-		return nil, nil, err
+		return m, err
 	}
 	for entry := range strings.SplitSeq(string(info), "\x00") {
 		key, value, _ := strings.Cut(entry, "=")
@@ -157,14 +167,18 @@ func dependencies(data []byte) (needs, wants []string, err error) {
 		case "depends":
 			for name := range strings.SplitSeq(value, ",") {
 				if name != "" {
-					needs = append(needs, canonical(name))
+					m.needs = append(m.needs, canonical(name))
 				}
 			}
 		case "softdep":
-			wants = append(wants, softBefore(value)...)
+			m.wants = append(m.wants, softBefore(value)...)
+		case "alias":
+			if !strings.ContainsAny(value, "*?[ ") {
+				m.aliases = append(m.aliases, value)
+			}
 		}
 	}
-	return needs, wants, nil
+	return m, nil
 }
 
 // softBefore returns the names after "pre:" in a value such as "pre: a b post: c".

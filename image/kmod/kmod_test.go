@@ -42,7 +42,7 @@ func TestResolveOrdersDependenciesFirst(t *testing.T) {
 	modules := tree(t, "kernel/fs/ext4.ko\n", map[string][]byte{
 		"kernel/a/ring.ko":       imagetest.Module(t, "depends="),
 		"kernel/a/virtio.ko":     imagetest.Module(t, "license=GPL", "depends=ring"),
-		"kernel/a/virtio-rng.ko": imagetest.Module(t, "depends=virtio,ring"),
+		"kernel/a/virtio-rng.ko": imagetest.Module(t, "depends=virtio,ring,ext4", "alias=rng-1", "alias=virtio:d*"),
 		"kernel/b/net.ko":        imagetest.Module(t, "depends=virtio", "softdep=pre: crc-fast missing post: later"),
 		"kernel/b/crc_fast.ko":   imagetest.Module(t, "depends="),
 		"kernel/b/later.ko":      imagetest.Module(t, "depends="),
@@ -52,6 +52,8 @@ func TestResolveOrdersDependenciesFirst(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Check(t, is.DeepEqual(names(early), []string{"ring", "virtio", "virtio_rng"}))
 	assert.Check(t, is.Equal(early[2].Path, "kernel/a/virtio-rng.ko"))
+	assert.Check(t, is.DeepEqual(early[2].Needs, []string{"virtio", "ring"}))
+	assert.Check(t, is.DeepEqual(early[2].Aliases, []string{"rng-1"}))
 
 	late, err := modules.Resolve(t.Context(), []string{"virtio", "net"}, loaded)
 	assert.NilError(t, err)

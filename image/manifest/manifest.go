@@ -54,6 +54,8 @@ type Kernel struct {
 	// EarlyModules and LateModules are in load order, dependencies included.
 	EarlyModules []string `json:"early_modules,omitempty"`
 	LateModules  []string `json:"late_modules,omitempty"`
+	// DemandModules are loaded when the kernel asks for them.
+	DemandModules []string `json:"demand_modules,omitempty"`
 }
 
 // An Agent identifies the agent in the initramfs.

@@ -64,7 +64,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	if built {
 		fmt.Printf("%s: kernel %s, %d modules, %.1f MB initramfs\n", filepath.Clean(cfg.Out), guest.Kernel.Release,
-			len(guest.Kernel.EarlyModules)+len(guest.Kernel.LateModules), float64(guest.Initrd.Size)/1e6)
+			len(guest.Kernel.EarlyModules)+len(guest.Kernel.LateModules)+len(guest.Kernel.DemandModules), float64(guest.Initrd.Size)/1e6)
 	}
 	return nil
 }
