@@ -351,8 +351,7 @@ func state(t *testing.T, ns *network.Namespace) string {
 	t.Helper()
 	out, err := try(ns, `ip -o link | sed 's/^[0-9]*: //; s/@.*mtu/ mtu/; s/ state [A-Z]*//'
 		tc qdisc show | sed 's/[0-9]*: //' | grep -v noqueue || true
-		for l in $(ls /sys/class/net); do :; done
-		for l in $(ip -o link | sed 's/^[0-9]*: \([^:@]*\).*/\1/'); do tc filter show dev $l ingress; done
+		for l in $(ip -o link | sed 's/^[0-9]*: \([^:@]*\).*/\1/'); do tc filter show dev $l ingress; done | sed 's/index [0-9]* //'
 		ip -d -o link | grep -o 'promiscuity [0-9]* .*allmulti [0-9]*' | sed 's/min.*//' | sort -u`)
 	assert.NilError(t, err, out)
 	return out
