@@ -135,7 +135,7 @@ func benchRunning(t *table, runv, runc subject, n, size int) error {
 	if err := edit(runv.bundle, "sleep", "100000"); err != nil {
 		return err
 	}
-	type figures struct{ exec, fork, out, in []float64 }
+	type figures struct{ exec, fork, second, out, in []float64 }
 	var got [2]figures
 	for i, s := range []subject{runv, runc} {
 		f := &got[i]
@@ -151,6 +151,11 @@ func benchRunning(t *table, runv, runc subject, n, size int) error {
 					return err
 				}
 				f.fork = append(f.fork, fork)
+				second, err := s.second("bench")
+				if err != nil {
+					return err
+				}
+				f.second = append(f.second, second)
 			}
 			for range n {
 				speed, err := s.output(size)
@@ -171,6 +176,7 @@ func benchRunning(t *table, runv, runc subject, n, size int) error {
 	}
 	t.add("`exec true`", "ms", got[0].exec, got[1].exec)
 	t.add("fork and execve of `true` by a shell in it", "ms", got[0].fork, got[1].fork)
+	t.add("`run true` in the pod of a container that runs", "ms", got[0].second, got[1].second)
 	t.add("stdout of `exec`", speedUnit, got[0].out, got[1].out)
 	t.add("stdin of `exec`", speedUnit, got[0].in, got[1].in)
 	return nil
@@ -255,6 +261,46 @@ func (s subject) with(id string, do func() error) (err error) {
 	return do()
 }
 
+// second measures the whole life of a second container in a pod, in milliseconds.
+func (s subject) second(first string) (float64, error) {
+	out, err := exec.Command(s.argv[0], append(s.argv[1:], "state", first)...).Output()
+	if err != nil {
+		return 0, fmt.Errorf("%s state: %w", s.name, err)
+	}
+	var state specs.State
+	if err := json.Unmarshal(out, &state); err != nil {
+		return 0, err
+	}
+	bundle := s.bundle + "-second"
+	defer os.RemoveAll(bundle)
+	if err := joining(s.bundle, bundle, state.Pid); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	err = s.run(nil, nil, "run", "--bundle", bundle, "second")
+	return ms(time.Since(began)), err
+}
+
+// joining makes a bundle that shares a pod's namespaces with the process, and another's root file system.
+func joining(from, to string, pid int) error {
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	s, err := readSpec(from)
+	if err != nil {
+		return err
+	}
+	s.Root.Path = filepath.Join(from, "rootfs")
+	s.Process.Args, s.Hostname = []string{"true"}, ""
+	for i := range s.Linux.Namespaces {
+		ns := &s.Linux.Namespaces[i]
+		if file := map[specs.LinuxNamespaceType]string{"network": "net", "ipc": "ipc", "uts": "uts"}[ns.Type]; file != "" {
+			ns.Path = fmt.Sprintf("/proc/%d/ns/%s", pid, file)
+		}
+	}
+	return writeSpec(to, s)
+}
+
 // fork measures what a program costs that a shell in the container starts, in milliseconds: the
 // least that an exec could take.
 func (s subject) fork() (float64, error) {
@@ -326,21 +372,29 @@ func edit(bundle string, args ...string) error {
 }
 
 func editSpec(bundle string, change func(s *specs.Spec)) error {
-	path := filepath.Join(bundle, "config.json")
-	data, err := os.ReadFile(path)
+	s, err := readSpec(bundle)
 	if err != nil {
-		return err
-	}
-	var s specs.Spec
-	if err := json.Unmarshal(data, &s); err != nil {
 		return err
 	}
 	s.Process.Terminal = false
 	change(&s)
-	if data, err = json.Marshal(&s); err != nil {
+	return writeSpec(bundle, s)
+}
+
+func readSpec(bundle string) (s specs.Spec, err error) {
+	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if err == nil {
+		err = json.Unmarshal(data, &s)
+	}
+	return s, err
+}
+
+func writeSpec(bundle string, s specs.Spec) error {
+	data, err := json.Marshal(&s)
+	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, data, 0o600)
+	return os.WriteFile(filepath.Join(bundle, "config.json"), data, 0o600)
 }
 
 func readPod(s subject) (pod harness.Pod, err error) {
