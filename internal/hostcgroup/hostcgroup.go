@@ -1,10 +1,10 @@
 // Package hostcgroup owns a pod's cgroup on the host: the one that linux.cgroupsPath names, or the
 // one that runc would make without it, of cgroup v1 or v2, made by hand or by systemd.
 //
-// In it are the stand-in of the pod's first container, as its init is under runc, and the VMM with
+// In it are the stand-ins of the pod's containers, as their inits are under runc, and the VMM with
 // its helpers, which never run anywhere else. The supervisor is not: when the kernel kills for want
-// of memory somebody must live who tells of it. The limits of the container bound the VM and what
-// it takes on the host beyond that; limits.go says by how much.
+// of memory somebody must live who tells of it. The limits of the containers, added up by the pod, bound
+// the VM and what it takes on the host beyond that; limits.go says by how much.
 //
 // The supervisor makes a Group for its pod; the state directory keeps a Record of it, from which
 // whoever cleans up after a dead supervisor removes it. The package signals no process and moves none

@@ -3,6 +3,7 @@ package storage_test
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -32,7 +33,7 @@ func TestIDMap(t *testing.T) {
 		}
 	}
 	served := connect(t, s)
-	_, err := s.Add(t.Context(), "c", root, map[int]storage.Bind{
+	m, err := s.Add(t.Context(), "c", root, map[int]storage.Bind{
 		0: {Source: dir, Recursive: true, IDMap: ids(false)},
 		1: {Source: dir, Recursive: true, IDMap: ids(true)},
 		2: {Source: dir},
@@ -48,7 +49,9 @@ func TestIDMap(t *testing.T) {
 	} {
 		var st unix.Stat_t
 		number, below, _ := strings.Cut(file, "/")
-		assert.NilError(t, unix.Stat(filepath.Join(served, "c/mounts", number, filepath.Base(dir), below), &st))
+		n, err := strconv.Atoi(number)
+		assert.NilError(t, err)
+		assert.NilError(t, unix.Stat(filepath.Join(served, strings.TrimPrefix(m.Binds[n], storage.GuestDir), below), &st))
 		assert.Equal(t, [2]uint32{st.Uid, st.Gid}, want, file)
 	}
 	// No process is left of those that had the namespaces.

@@ -20,6 +20,7 @@ import (
 type tree struct {
 	fd  int
 	dir bool
+	key volumeKey // of its source
 }
 
 func (t tree) close() { _ = unix.Close(t.fd) }
@@ -82,6 +83,9 @@ func cloneTree(path string, opts treeOptions) (_ tree, err error) {
 		return tree{}, err
 	}
 	t := tree{dir: st.Mode&unix.S_IFMT == unix.S_IFDIR}
+	if t.key, err = keyOf(source, &st, opts.recursive); err != nil {
+		return tree{}, err
+	}
 	if opts.mustBeDir && !t.dir {
 		return tree{}, unix.ENOTDIR
 	}

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +12,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -95,20 +95,28 @@ type Share struct {
 
 	mu         sync.Mutex
 	closed     bool
-	containers map[string]*added
+	containers map[string]*container
+
+	volumesMu  sync.Mutex // held while mounts of volumes come and go
+	volumes    map[*volume]struct{}
+	lastVolume int
 }
 
-// added is what there is of one container.
-type added struct {
-	// mu is held while mounts come and go. Share.mu may be taken while holding it, not the other
-	// way round.
-	mu     sync.Mutex
-	points []string // mount points and their directories, relative to the share, in the order of their making
+// container is what there is of one container.
+type container struct {
+	// mu is held while mounts come and go. Share.mu and volumesMu may be taken while holding it, not
+	// the other way round.
+	mu sync.Mutex
+	added
+	volumes []*volume
 }
+
+// added are mount points and their directories, relative to the share, in the order of their making.
+type added struct{ points []string }
 
 // NewShare makes a share that is not served yet.
 func NewShare(cfg ShareConfig) *Share {
-	return &Share{cfg: cfg, daemon: newDaemon(), containers: make(map[string]*added)}
+	return &Share{cfg: cfg, daemon: newDaemon(), containers: make(map[string]*container), volumes: make(map[*volume]struct{})}
 }
 
 // Start makes the directory and starts the daemon. It returns when the daemon waits for the
@@ -226,7 +234,7 @@ func (s *Share) add(ctx context.Context, id string, root Root, binds map[int]Bin
 	if !validName(id) {
 		return Mapping{}, fmt.Errorf("invalid name: %w", errdefs.ErrInvalidArgument)
 	}
-	c := &added{}
+	c := &container{}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.mu.Lock()
@@ -248,33 +256,43 @@ func (s *Share) add(ctx context.Context, id string, root Root, binds map[int]Bin
 		}
 	}()
 
-	for _, dir := range []string{id, path.Join(id, "mounts")} {
-		if err := s.makePoint(c, dir, true); err != nil {
-			return Mapping{}, err
-		}
+	if err := s.makePoint(&c.added, id, true); err != nil {
+		return Mapping{}, err
 	}
 	m := Mapping{Root: path.Join(GuestDir, id, "rootfs"), Binds: make(map[int]string, len(binds))}
 	opts := treeOptions{recursive: true, readOnly: root.ReadOnly, mustBeDir: true}
 	if root.ReadOnly {
 		opts.points = root.MountPoints
 	}
-	err = s.mount(ctx, c, path.Join(id, "rootfs"), root.Path, opts)
+	t, err := s.open(ctx, root.Path, opts)
+	if err == nil {
+		err = s.attach(&c.added, path.Join(id, "rootfs"), root.Path, t)
+	}
 	if err != nil {
 		return Mapping{}, err
 	}
-	for n, b := range binds {
-		dir := path.Join(id, "mounts", strconv.Itoa(n))
-		if err := s.makePoint(c, dir, true); err != nil {
-			return Mapping{}, err
-		}
-		at := path.Join(dir, nameOf(b.Source))
-		opts := treeOptions{recursive: b.Recursive, readOnly: b.ReadOnly, readOnlyBelow: b.ReadOnly && b.Recursive, ids: b.IDMap}
-		if err := s.mount(ctx, c, at, b.Source, opts); err != nil {
+	for _, n := range inOrder(binds) {
+		v, err := s.use(ctx, binds[n])
+		if err != nil {
 			return Mapping{}, fmt.Errorf("mounts[%d]: %w", n, err)
 		}
-		m.Binds[n] = path.Join(GuestDir, at)
+		c.volumes = append(c.volumes, v)
+		m.Binds[n] = path.Join(GuestDir, v.at)
 	}
 	return m, nil
+}
+
+// inOrder lists binds by number, those first that can be written to: they serve the others, too.
+func inOrder(binds map[int]Bind) []int {
+	return slices.SortedFunc(maps.Keys(binds), func(a, b int) int {
+		if binds[a].ReadOnly != binds[b].ReadOnly {
+			if binds[a].ReadOnly {
+				return 1
+			}
+			return -1
+		}
+		return cmp.Compare(a, b)
+	})
 }
 
 // nameOf is the last part of a source's path: /proc/self/mountinfo shows it in the guest, as it does
@@ -286,16 +304,18 @@ func nameOf(source string) string {
 	return "root"
 }
 
-// mount makes source visible at a path below the share. c.mu is held.
-func (s *Share) mount(ctx context.Context, c *added, at, source string, opts treeOptions) error {
+// open copies what is mounted at a source.
+func (s *Share) open(ctx context.Context, source string, opts treeOptions) (tree, error) {
 	if !filepath.IsAbs(source) {
-		return fmt.Errorf("bind %q: not an absolute path: %w", source, errdefs.ErrInvalidArgument)
+		return tree{}, fmt.Errorf("bind %q: not an absolute path: %w", source, errdefs.ErrInvalidArgument)
 	}
-	t, err := openTree(ctx, s.cfg.HostMounts, source, opts)
-	if err != nil {
-		return err
-	}
-	if err := s.makePoint(c, at, t.dir); err != nil {
+	return openTree(ctx, s.cfg.HostMounts, source, opts)
+}
+
+// attach makes the copy of a source visible at a path below the share, and uses it up. Whoever owns a
+// is alone with it.
+func (s *Share) attach(a *added, at, source string, t tree) error {
+	if err := s.makePoint(a, at, t.dir); err != nil {
 		t.close()
 		return err
 	}
@@ -305,8 +325,8 @@ func (s *Share) mount(ctx context.Context, c *added, at, source string, opts tre
 	return nil
 }
 
-// makePoint makes an empty directory or file to mount on. c.mu is held.
-func (s *Share) makePoint(c *added, at string, dir bool) (err error) {
+// makePoint makes an empty directory or file to mount on.
+func (s *Share) makePoint(a *added, at string, dir bool) (err error) {
 	if dir {
 		err = unix.Mkdirat(int(s.below.Fd()), at, dirMode)
 		if err == nil { // in spite of the umask
@@ -318,7 +338,7 @@ func (s *Share) makePoint(c *added, at string, dir bool) (err error) {
 	if err != nil {
 		return fmt.Errorf("make mount point %s: %w", at, err)
 	}
-	c.points = append(c.points, at)
+	a.points = append(a.points, at)
 	return nil
 }
 
@@ -340,10 +360,30 @@ func (s *Share) Remove(containerID string) error {
 }
 
 // remove undoes add, as far as it went. c.mu is held.
-func (s *Share) remove(id string, c *added) error {
-	for len(c.points) > 0 {
-		last := len(c.points) - 1
-		at := c.points[last]
+func (s *Share) remove(id string, c *container) error {
+	for len(c.volumes) > 0 {
+		last := len(c.volumes) - 1
+		if err := s.leave(c.volumes[last]); err != nil {
+			return err
+		}
+		c.volumes = c.volumes[:last]
+	}
+	if err := s.removePoints(&c.added); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.containers[id] == c { // not another one that was added meanwhile
+		delete(s.containers, id)
+	}
+	return nil
+}
+
+// removePoints unmounts and removes what makePoint made. After an error it can be called again.
+func (s *Share) removePoints(a *added) error {
+	for len(a.points) > 0 {
+		last := len(a.points) - 1
+		at := a.points[last]
 		if err := unmount(filepath.Join(s.cfg.Dir, at)); err != nil {
 			return err
 		}
@@ -356,12 +396,7 @@ func (s *Share) remove(id string, c *added) error {
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("remove mount point %s: %w", at, err)
 		}
-		c.points = c.points[:last]
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.containers[id] == c { // not another one that was added meanwhile
-		delete(s.containers, id)
+		a.points = a.points[:last]
 	}
 	return nil
 }
@@ -386,7 +421,7 @@ func (s *Share) Close(ctx context.Context) error {
 	return nil
 }
 
-// validName tells whether a container's id can be the name of a directory.
+// validName tells whether a container's id can be the name of a directory, and not that of a volume's.
 func validName(id string) bool {
-	return id != "" && id != "." && id != ".." && len(id) <= 255 && !strings.ContainsAny(id, "/\x00")
+	return !strings.HasPrefix(id, volumePrefix) && id != "" && id != "." && id != ".." && len(id) <= 255 && !strings.ContainsAny(id, "/\x00")
 }

@@ -206,21 +206,21 @@ func TestShareServesContainers(t *testing.T) {
 	})
 	assert.NilError(t, err)
 	assert.DeepEqual(t, m, storage.Mapping{Root: "/run/runv/share/c2/rootfs", Binds: map[int]string{
-		3: "/run/runv/share/c2/mounts/3/public", 7: "/run/runv/share/c2/mounts/7/volume",
+		3: "/run/runv/share/@1/public", 7: "/run/runv/share/@2/volume",
 	}})
-	assert.DeepEqual(t, list(t, served+"/c2"), []string{
-		"mounts", "mounts/3", "mounts/3/public", "mounts/7", "mounts/7/volume", "mounts/7/volume/file", "rootfs", "rootfs/etc", "rootfs/etc/hostname",
-	})
-	assert.Equal(t, read(t, served+"/c2/mounts/3/public"), "p")
+	assert.DeepEqual(t, list(t, served+"/c2"), []string{"rootfs", "rootfs/etc", "rootfs/etc/hostname"})
+	assert.DeepEqual(t, list(t, served+"/@1"), []string{"public"})
+	assert.DeepEqual(t, list(t, served+"/@2"), []string{"volume", "volume/file"})
+	assert.Equal(t, read(t, served+"/@1/public"), "p")
 
 	// It is coherent both ways.
-	write(t, served+"/c2/mounts/7/volume/new", "from the guest")
+	write(t, served+"/@2/volume/new", "from the guest")
 	assert.Equal(t, read(t, src+"/volume/new"), "from the guest")
 	write(t, served+"/c2/rootfs/tmp/x", "x")
 	assert.Equal(t, read(t, src+"/root2/tmp/x"), "x")
 
 	// Beside what is shared there is nothing to write to.
-	for _, dir := range []string{"", "/c2", "/c2/mounts"} {
+	for _, dir := range []string{"", "/c2", "/@1"} {
 		assert.ErrorIs(t, os.WriteFile(served+dir+"/x", nil, 0o600), unix.EROFS)
 	}
 
@@ -229,7 +229,7 @@ func TestShareServesContainers(t *testing.T) {
 	assert.NilError(t, s.Remove("c2"))
 	assert.NilError(t, s.Remove("c2"))
 	assert.NilError(t, s.Remove("never added"))
-	assert.DeepEqual(t, list(t, served), []string{"c1", "c1/mounts", "c1/rootfs", "c1/rootfs/etc", "c1/rootfs/etc/hostname"})
+	assert.DeepEqual(t, list(t, served), []string{"c1", "c1/rootfs", "c1/rootfs/etc", "c1/rootfs/etc/hostname"})
 	assert.Equal(t, read(t, src+"/volume/file"), "v") // the user's files stay
 
 	_, err = s.Add(t.Context(), "c2", storage.Root{Path: src + "/root2"}, nil)
@@ -240,29 +240,34 @@ func TestShareServesContainers(t *testing.T) {
 func TestShareReadOnly(t *testing.T) {
 	s, cfg := newShare(t)
 	src := t.TempDir()
-	for _, name := range []string{"root", "plain", "deep"} {
+	for _, name := range []string{"root", "plain", "deep", "locked"} {
 		write(t, src+"/"+name+"/file", "")
 		tmpfs(t, src+"/"+name+"/sub")
 		write(t, src+"/"+name+"/sub/inner", "")
 	}
-	_, err := s.Add(t.Context(), "c", storage.Root{Path: src + "/root", ReadOnly: true}, map[int]storage.Bind{
+	m, err := s.Add(t.Context(), "c", storage.Root{Path: src + "/root", ReadOnly: true}, map[int]storage.Bind{
 		0: {Source: src + "/plain", ReadOnly: true},
 		1: {Source: src + "/deep", ReadOnly: true, Recursive: true},
 		2: {Source: src + "/deep", Recursive: true},
 		3: {Source: src + "/deep/file", ReadOnly: true, Recursive: true},
+		4: {Source: src + "/locked", ReadOnly: true, Recursive: true},
 	})
 	assert.NilError(t, err)
+	at := func(bind int, path string) string { // on the host
+		return filepath.Join(cfg.Dir, strings.TrimPrefix(m.Binds[bind], storage.GuestDir), path)
+	}
 	for path, readOnly := range map[string]bool{
-		"rootfs/file":          true,
-		"rootfs/sub/new":       false, // as under runc
-		"mounts/0/plain/file":  true,
-		"mounts/1/deep/file":   true,
-		"mounts/1/deep/sub/in": true,
-		"mounts/2/deep/file":   false,
-		"mounts/2/deep/sub/in": false,
-		"mounts/3/file":        true,
+		cfg.Dir + "/c/rootfs/file":    true,
+		cfg.Dir + "/c/rootfs/sub/new": false, // as under runc
+		at(0, "file"):                 true,
+		at(1, "file"):                 false, // the guest can write there by the next
+		at(2, "file"):                 false,
+		at(2, "sub/in"):               false,
+		at(3, ""):                     true,
+		at(4, "file"):                 true,
+		at(4, "sub/in"):               true,
 	} {
-		err := os.WriteFile(filepath.Join(cfg.Dir, "c", path), nil, 0o600)
+		err := os.WriteFile(path, nil, 0o600)
 		if readOnly {
 			assert.ErrorIs(t, err, unix.EROFS, path)
 		} else {
@@ -270,10 +275,51 @@ func TestShareReadOnly(t *testing.T) {
 		}
 	}
 	// Without Recursive what is mounted below is left out.
-	assert.DeepEqual(t, list(t, cfg.Dir+"/c/mounts/0/plain"), []string{"file", "sub"})
+	assert.DeepEqual(t, list(t, at(0, "")), []string{"file", "sub"})
 	// The sources are as writable as before.
 	write(t, src+"/plain/file", "still")
 	write(t, src+"/deep/sub/inner", "still")
+}
+
+// Binds of one source are one volume, which stays as long as one of them.
+func TestShareVolumes(t *testing.T) {
+	s, cfg := newShare(t)
+	src := t.TempDir()
+	write(t, src+"/root/x", "")
+	write(t, src+"/data/file", "")
+	assert.NilError(t, os.Symlink("data", src+"/link"))
+	root := storage.Root{Path: src + "/root"}
+	add := func(id string, binds ...storage.Bind) map[int]string {
+		t.Helper()
+		numbered := map[int]storage.Bind{}
+		for i, b := range binds {
+			numbered[i] = b
+		}
+		m, err := s.Add(t.Context(), id, root, numbered)
+		assert.NilError(t, err)
+		return m.Binds
+	}
+	readOnly := add("r", storage.Bind{Source: src + "/data", ReadOnly: true})[0]
+	a := add("a", storage.Bind{Source: src + "/data", ReadOnly: true}, storage.Bind{Source: src + "/data"}, storage.Bind{Source: src + "/data", Recursive: true})
+	assert.Assert(t, a[1] != readOnly, "one that cannot be written to is none for who writes")
+	assert.Equal(t, a[0], a[1])
+	assert.Assert(t, a[2] != a[1], "%v", a)
+	b := add("b", storage.Bind{Source: src + "/link"}, storage.Bind{Source: src + "/data/file"})
+	assert.Equal(t, b[0], a[1])
+	assert.Assert(t, b[1] != b[0])
+	assert.NilError(t, s.Remove("a"))
+	on := func(guest string) string { return filepath.Join(cfg.Dir, strings.TrimPrefix(guest, storage.GuestDir)) }
+	write(t, on(b[0])+"/new", "new")
+	assert.Equal(t, read(t, src+"/data/new"), "new")
+	assert.NilError(t, s.Remove("r"))
+	assert.Equal(t, len(mountsBelow(t, "/proc/self/mountinfo", cfg.Dir)), 1+3, "the share; the root and two volumes of b")
+	assert.NilError(t, s.Remove("b"))
+	assert.DeepEqual(t, list(t, cfg.Dir), []string{})
+	_, err := s.Add(t.Context(), "@1", root, nil)
+	assert.Assert(t, errdefs.IsInvalidArgument(err), "%v", err)
+	_, err = s.Add(t.Context(), "d", root, map[int]storage.Bind{0: {Source: src + "/data"}, 1: {Source: src + "/none"}})
+	assert.Assert(t, errdefs.IsNotFound(err), "%v", err)
+	assert.DeepEqual(t, list(t, cfg.Dir), []string{})
 }
 
 func TestShareRemovesUsedContainer(t *testing.T) {
@@ -366,7 +412,7 @@ func TestShareHostMounts(t *testing.T) {
 	_, err := s.Add(t.Context(), "c", storage.Root{Path: src + "/root"}, map[int]storage.Bind{0: {Source: src + "/root/file"}})
 	assert.NilError(t, err)
 	assert.Equal(t, read(t, served+"/c/rootfs/file"), "host")
-	assert.Equal(t, read(t, served+"/c/mounts/0/file"), "host")
+	assert.Equal(t, read(t, served+"/@1/file"), "host")
 	// The host sees none of our mounts.
 	onHost(func() error {
 		assert.DeepEqual(t, mountsBelow(t, "/proc/thread-self/mountinfo", pod), []string{})

@@ -145,6 +145,47 @@ func TestPod(t *testing.T) {
 	e.CheckNothingLeft()
 }
 
+// TestVolumesOfPod is about files that containers of a pod share: there is one of each, with one cache, as
+// on one machine.
+func TestVolumesOfPod(t *testing.T) {
+	e := harness.New(t)
+	volume := t.TempDir()
+	assert.NilError(t, os.WriteFile(filepath.Join(volume, "file"), nil, 0o666))
+	bind := func(destination string, options ...string) func(*specs.Spec) {
+		return func(s *specs.Spec) {
+			s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == destination })
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: destination, Type: "bind", Source: volume, Options: append(options, "bind")})
+		}
+	}
+	sleep := []string{"sleep", "100000"}
+	e.OK("run", "-d", "--bundle", e.Bundle(sleep, bind("/dev/shm")), "a")
+	in := sharing(e.State("a").Pid, specs.IPCNamespace)
+	e.OK("run", "-d", "--bundle", e.Bundle(sleep, in, bind("/vol")), "b")
+	e.OK("run", "-d", "--bundle", e.Bundle(sleep, in, bind("/vol", "ro")), "c")
+	exec := func(id, script string) string {
+		t.Helper()
+		return e.OK("exec", id, "sh", "-c", script)
+	}
+	inode := exec("a", "stat -c %d:%i /dev/shm/file")
+	for _, id := range []string{"b", "c"} {
+		assert.Equal(t, exec(id, "stat -c %d:%i /vol/file"), inode)
+	}
+	for i := range 5 { // at once, and not within the second that names of the host's may be cached
+		want := fmt.Sprintln("round", i)
+		exec([]string{"a", "b"}[i%2], fmt.Sprintf("cd /vol 2>/dev/null || cd /dev/shm; echo round %d > file", i))
+		assert.Equal(t, exec("c", "cat /vol/file"), want)
+		assert.Equal(t, exec("a", "cat /dev/shm/file"), want)
+	}
+	r := e.Run("exec", "c", "sh", "-c", "echo x > /vol/file")
+	assert.Assert(t, cmp.Contains(r.Stderr, "Read-only file system"))
+	e.OK("delete", "--force", "a")
+	exec("b", "echo later > /vol/file")
+	assert.Equal(t, exec("c", "cat /vol/file"), "later\n")
+	data, err := os.ReadFile(filepath.Join(volume, "file"))
+	assert.NilError(t, err)
+	assert.Equal(t, string(data), "later\n")
+}
+
 // TestSupervisorOfPodIsKilled leaves containers that have stopped and can be deleted one by one.
 func TestSupervisorOfPodIsKilled(t *testing.T) {
 	e := harness.New(t)

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -82,7 +83,7 @@ const (
 type Container struct {
 	set        *Set
 	id         string
-	root       string // directory
+	paths      []string // of the root and of what is bound
 	namespaces namespaces
 	shared     stage.Shared
 	group      *cgroup.Group
@@ -199,10 +200,15 @@ func (s *Set) Create(ctx context.Context, r *agentv1.CreateRequest, streams stdi
 	if err := s.reserve(c); err != nil {
 		return 0, err
 	}
-	c.root = spec.Root.Path
+	c.paths = []string{spec.Root.Path}
+	for i := range cfg.Container.Mounts {
+		if m := &cfg.Container.Mounts[i]; m.Type == "bind" {
+			c.paths = append(c.paths, m.Source)
+		}
+	}
 	if err := c.create(ctx, cfg, resources, streams); err != nil {
 		s.forget(c)
-		dropCached(c.root, dropAttempts)
+		dropCached(c.paths, dropAttempts)
 		return 0, err
 	}
 	return c.init.pid, nil
@@ -211,11 +217,15 @@ func (s *Set) Create(ctx context.Context, r *agentv1.CreateRequest, streams stdi
 // dropCached makes the kernel let go of what it has cached of a container's files when the host has
 // taken them away: a name whose time of cacheLifetime is over is looked up again, and with one that has
 // gone goes all that is cached below it. Otherwise it would stay until the machine needs the memory, and
-// the host's file server keeps each file open that is cached here.
-func dropCached(root string, attempts int) {
+// the host's file server keeps each file open that is cached here. What other containers use stays.
+func dropCached(paths []string, attempts int) {
 	time.AfterFunc(2*cacheLifetime, func() {
-		if _, err := os.Lstat(root); err == nil && attempts > 1 {
-			dropCached(root, attempts-1) // the host is busy
+		left := slices.DeleteFunc(paths, func(path string) bool {
+			_, err := os.Lstat(path)
+			return err != nil
+		})
+		if len(left) > 0 && attempts > 1 {
+			dropCached(left, attempts-1) // the host is busy
 		}
 	})
 }
@@ -411,7 +421,7 @@ func (c *Container) Delete(ctx context.Context) error {
 	}
 	if c.set.forget(c) {
 		c.set.release(&c.namespaces)
-		dropCached(c.root, dropAttempts)
+		dropCached(c.paths, dropAttempts)
 	}
 	for _, p := range processes {
 		p.close()
