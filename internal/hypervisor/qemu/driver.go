@@ -247,6 +247,8 @@ func (l *launch) run(ctx context.Context, log *slog.Logger) (*vm, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid:    true, // a terminal's signals are not for QEMU
 		Pdeathsig: syscall.SIGKILL,
+		// What QEMU speaks with it has as open descriptors: a network and System V objects are nothing for it.
+		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 	}
 	if u := l.cfg.User; u != nil {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}

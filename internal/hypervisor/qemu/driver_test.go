@@ -222,6 +222,13 @@ func TestConfinement(t *testing.T) {
 	session, err := unix.Getsid(vm.Info().PID)
 	assert.NilError(t, err)
 	assert.Equal(t, session, vm.Info().PID)
+	for _, ns := range []string{"net", "ipc", "uts"} {
+		own, err := os.Readlink("/proc/self/ns/" + ns)
+		assert.NilError(t, err)
+		its, err := os.Readlink(proc + "ns/" + ns)
+		assert.NilError(t, err)
+		assert.Assert(t, own != its, ns)
+	}
 	environ, err := os.ReadFile(proc + "environ")
 	assert.NilError(t, err)
 	assert.Equal(t, string(environ), "PATH=/usr/sbin:/usr/bin:/sbin:/bin\x00LC_ALL=C\x00")
