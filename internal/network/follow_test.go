@@ -2,7 +2,11 @@ package network_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -217,6 +221,48 @@ func TestCardThatIsNotLetGo(t *testing.T) {
 	assert.NilError(t, r.Close(t.Context()))
 	assert.Equal(t, r.vm.count(), 0)
 	assert.Equal(t, state(t, ns), before)
+}
+
+// Whenever a mirror is closed, it leaves nothing, whatever happens to the namespace meanwhile.
+func TestCloseAtAnyTime(t *testing.T) {
+	ns := newNamespace(t)
+	pair(t, ns)
+	before, open := state(t, ns), files(t)
+	stop := t.TempDir() + "/stop"
+	storm := exec.Command("sh", "-c", `while [ ! -e "$0" ]; do
+		ip link add eth1 type veth peer name eth2
+		ip link set eth1 up
+		ip addr add 10.2.0.1/24 dev eth1
+		ip link set eth1 name eth3
+		ip link del eth3
+	done`, stop)
+	assert.NilError(t, ns.Do(storm.Start))
+	end := func() error { return errors.Join(os.WriteFile(stop, nil, 0o600), storm.Wait()) }
+	defer func() {
+		if t.Failed() {
+			_ = end()
+		}
+	}()
+	for round := range 40 {
+		r := newRig(t, ns, func(c *network.Config) { c.Log = slog.New(slog.DiscardHandler) })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+round*3)*time.Millisecond)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if r.Start(ctx, r.vm, r.guest) == nil {
+				_ = r.Sync(ctx)
+			}
+		}()
+		<-ctx.Done()
+		cancel()
+		assert.NilError(t, r.Close(t.Context()))
+		<-done
+		assert.Equal(t, r.vm.count(), 0)
+	}
+	assert.NilError(t, end())
+	_, _ = try(ns, "ip link del eth1; ip link del eth3")
+	assert.Equal(t, state(t, ns), before)
+	assert.Equal(t, files(t), open)
 }
 
 // A namespace that nobody else holds lives as long as the mirror, and no longer.
