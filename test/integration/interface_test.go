@@ -12,7 +12,14 @@ import (
 
 // TestInterfaceChanges changes what an interface is, while packets must go on to pass.
 func TestInterfaceChanges(t *testing.T) {
-	n := newNetworked(t)
+	n := newNetworked(t, "sh", "-c", "cat /sys/class/net/eth0/operstate >/tmp/first; exec sleep 1000")
+	t.Run("up at once", func(t *testing.T) {
+		n.awaitOutput("cat /tmp/first", func(out string) bool { return out == "up\n" })
+		n.pod.Veth("eth1", []string{"10.10.0.2/24"}, n.world, "world1", []string{"10.10.0.1/24"})
+		n.awaitOutput("ip addr show eth1", has("10.10.0.2"))
+		assert.Equal(t, n.sh("cat /sys/class/net/eth1/operstate"), "up\n")
+		assert.NilError(t, n.pod.LinkDel(n.pod.Link("eth1")))
+	})
 	t.Run("MTU", func(t *testing.T) {
 		for _, mtu := range []int{9000, 65535, 1280, 68, 1500} {
 			assert.NilError(t, n.world.LinkSetMTU(n.world.Link("world0"), mtu))

@@ -106,6 +106,9 @@ func nicDevice(n hypervisor.NIC, at slot) map[string]any {
 		"driver": "virtio-net-pci", "id": deviceName(n.ID), "netdev": netdevName(n.ID), "mac": n.MAC.String(),
 		// Nobody boots from the network, so there need be no such file.
 		"romfile": "",
+		// A card that can tell whether its link is up says so only after its driver has begun, and Linux then takes it
+		// for down until a second has passed. It always is up.
+		"status": false,
 		// The ports of the older kind would need a window of I/O addresses.
 		"disable-legacy": "on",
 		"bus":            at.bus(), "addr": at.addr(),
