@@ -19,6 +19,7 @@ import (
 	"runv/internal/hostcgroup"
 	"runv/internal/hypervisor"
 	"runv/internal/hypervisor/qemu"
+	"runv/internal/network"
 	"runv/internal/storage"
 )
 
@@ -32,7 +33,7 @@ func (a *app) doctorCommand() *urfave.Command {
 		Usage:    "check whether this machine can run containers, and say what to do",
 		Category: groupSetup,
 		Description: `Checks the user's rights, the configuration, the accelerator, QEMU, virtiofsd,
-the guest's files, the state directory and cgroups. Changes nothing. Each
+the guest's files, the state directory, cgroups and the network. Changes nothing. Each
 finding has a code that stays the same between versions, a severity (ok, note,
 warning or error) and, where something is to be done, a remedy.
 
@@ -117,8 +118,18 @@ func (a *app) examine(ctx context.Context) []finding {
 	}
 	found = append(found, checkAccel(cfg))
 	found = append(found, checkQEMU(ctx, cfg)...)
-	found = append(found, checkVirtiofsd(ctx, cfg), checkGuest(cfg), a.checkState(), checkCgroups())
+	found = append(found, checkVirtiofsd(ctx, cfg), checkGuest(cfg), a.checkState(), checkCgroups(), checkNetwork())
 	return found
+}
+
+func checkNetwork() finding {
+	if err := network.Probe(); err != nil {
+		return finding{
+			"network.unusable", severityError, fmt.Sprintf("a network cannot be connected to a VM: %v", err),
+			"load the kernel's modules tun, sch_ingress, cls_u32 and act_mirred",
+		}
+	}
+	return finding{Code: "network.usable", Severity: severityOK, Message: "networks of containers can be connected to VMs"}
 }
 
 func checkUser() finding {
@@ -137,6 +148,7 @@ func checkUser() finding {
 		{unix.CAP_CHOWN, "CAP_CHOWN", "has virtiofsd, which gives files to the container's users"},
 		{unix.CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE", "reads root file systems of any owner"},
 		{unix.CAP_KILL, "CAP_KILL", "ends QEMU, which is another user's"},
+		{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "connects the container's network to the VM"},
 	} {
 		if !hasCapability(c.bit) {
 			return finding{"user.capability", severityError, fmt.Sprintf("root without %s: the supervisor %s", c.name, c.why), "run runv with " + c.name}

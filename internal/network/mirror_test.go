@@ -321,3 +321,7 @@ func TestOpenRefuses(t *testing.T) {
 func hops(name, gateway string, flags uint32) []*agentv1.NextHop {
 	return []*agentv1.NextHop{{Interface: name, Gateway: bytesOf(gateway), Flags: flags, Weight: 1}}
 }
+
+func TestProbe(t *testing.T) {
+	assert.NilError(t, network.Probe())
+}
