@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 
@@ -366,4 +367,42 @@ func TestTheNamespacesKernelStillFindsNeighbours(t *testing.T) {
 		return err == nil && strings.Contains(out, "fd00:1::66")
 	})
 	r.await(t, "no such address", func() bool { return !r.hasAddress("eth0", "fd00:1::66") })
+}
+
+// Whatever carries Ethernet is mirrored: here a tap of somebody else's, such as slirp4netns, and a bridge.
+func TestPacketsPassThroughOthers(t *testing.T) {
+	both := func(t *testing.T, r *rig, name string, wire *os.File, peerMAC []byte) {
+		t.Helper()
+		tap := tapOf(t, r, name)
+		frame := ipv4(peerMAC, unix.IPPROTO_UDP, udp(9, 7000, []byte("out")), 6)
+		send(t, tap, header{}, frame)
+		_, got := next(t, wire, func(f []byte) bool { return slices.Equal(f[:12], frame[:12]) })
+		assert.Assert(t, bytes.Equal(got, frame))
+		back := slices.Concat(guestMAC, peerMAC, frame[12:])
+		send(t, wire, header{}, back)
+		_, got = next(t, tap, func(f []byte) bool { return slices.Equal(f[:12], back[:12]) })
+		assert.Assert(t, bytes.Equal(got, back))
+	}
+	t.Run("tap", func(t *testing.T) {
+		ns := newNamespace(t)
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "tap0"
+		other := &netlink.Tuntap{
+			LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TAP, NonPersist: true, Queues: 1,
+			Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR,
+		}
+		assert.NilError(t, ns.Do(func() error { return netlink.LinkAdd(other) }))
+		defer other.Fds[0].Close()
+		run(t, ns, "ip link set tap0 address 02:00:00:00:00:01 up")
+		both(t, start(t, ns, nil), "tap0", other.Fds[0], []byte{2, 0, 0, 0, 0, 9})
+	})
+	t.Run("bridge", func(t *testing.T) {
+		ns, peer := newNamespace(t), newNamespace(t)
+		veth(t, ns, "port0", peer, "out")
+		run(t, ns, "ip link add br0 address 02:00:00:00:00:01 type bridge; ip link set port0 master br0; ip link set port0 up; ip link set br0 up")
+		run(t, peer, "ip link set out up")
+		r := start(t, ns, nil)
+		assert.DeepEqual(t, r.guest.names(), []string{"br0"})
+		both(t, r, "br0", sniff(t, peer, "out"), macOf(t, peer, "out"))
+	})
 }
