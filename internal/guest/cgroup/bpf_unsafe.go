@@ -25,6 +25,9 @@ type bpfAttach struct {
 	target, prog, attachType, flags uint32
 }
 
+// loadTries bounds how often a program is loaded that signals have kept from being verified.
+const loadTries = 20
+
 // loadProgram loads a BPF program of a type for a place of attachment. The caller closes the result.
 func loadProgram(progType, attachType uint32, code []byte) (int, error) {
 	attr := bpfLoad{
@@ -35,6 +38,10 @@ func loadProgram(progType, attachType uint32, code []byte) (int, error) {
 		attachType: attachType,
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	// The verifier gives up when a signal is pending, such as those by which Go's runtime interrupts threads.
+	for try := 1; errno == unix.EAGAIN && try < loadTries; try++ {
+		fd, _, errno = unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	}
 	runtime.KeepAlive(code)
 	if errno != 0 {
 		return -1, errno
