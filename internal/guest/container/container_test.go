@@ -568,7 +568,7 @@ func TestProgramErrors(t *testing.T) {
 		{"noexec", `exec: "noexec": permission denied`, errdefs.ErrPermissionDenied},
 		{"/bin/noexec", `exec: "/bin/noexec": permission denied`, errdefs.ErrPermissionDenied},
 		{"/nope", `exec: "/nope": stat /nope: no such file or directory`, errdefs.ErrNotFound},
-		{"/bin", `exec: "/bin": is a directory`, errdefs.ErrPermissionDenied},
+		{"/bin", `exec: "/bin": is a directory: permission denied`, errdefs.ErrPermissionDenied},
 	} {
 		t.Run(tc.program, func(t *testing.T) {
 			_, err := w.create("a", w.spec(tc.program))

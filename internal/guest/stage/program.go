@@ -285,6 +285,9 @@ func notExecutable(name string, err error) error {
 		kind = errdefs.ErrNotFound
 		err = fmt.Errorf("stat %s: %w", name, err)
 	}
+	if errors.Is(err, unix.EISDIR) {
+		err = fmt.Errorf("%w: %w", err, unix.EACCES) // as the kernel would say: engines know only that one
+	}
 	return fault.New(kind, "exec: %q: %w", name, err)
 }
 
