@@ -234,7 +234,7 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 		return nil, err
 	}
 	a.log.Debug("supervisor serves", "container", id, "pod", podID, "after", time.Since(began))
-	standIn, err := a.startStandIn(ctx, store.PodDir(podID), terminal, opts.consoleSocket, net)
+	standIn, err := a.startStandIn(ctx, store.PodDir(podID), terminal, opts.consoleSocket, net, true)
 	if err != nil {
 		return nil, err
 	}
@@ -253,6 +253,9 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 		if ctx.Err() != nil { // the user has ended it
 			err = context.Cause(ctx)
 		}
+		return nil, err
+	}
+	if err := standIn.process.ShowRoot(rootOf(b)); err != nil {
 		return nil, err
 	}
 	a.log.Debug("container is created", "container", id, "after", time.Since(began))

@@ -220,7 +220,7 @@ func (j *execJob) request(ctx context.Context, token []byte) (*supervisorv1.Exec
 
 // detached leaves a stand-in process behind that holds the process's stdio.
 func (j *execJob) detached(ctx context.Context, consoleSocket string) error {
-	standIn, err := j.app.startStandIn(ctx, j.podDir, j.process.Terminal, consoleSocket, netNS{})
+	standIn, err := j.app.startStandIn(ctx, j.podDir, j.process.Terminal, consoleSocket, netNS{}, false)
 	if err != nil {
 		return err
 	}

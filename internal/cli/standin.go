@@ -76,14 +76,16 @@ type standIn struct {
 // startStandIn starts a stand-in that brings our standard input, output and
 // error, or a new terminal whose master goes to the console socket. A process
 // with a terminal has no standard error. It is a session of its own: what the
-// keyboard or the shell sends to this command's group is not for it.
-func (a *app) startStandIn(ctx context.Context, podDir string, terminal bool, consoleSocket string, net netNS) (*standIn, error) {
+// keyboard or the shell sends to this command's group is not for it. That of a container's init has
+// a mount namespace of its own.
+func (a *app) startStandIn(ctx context.Context, podDir string, terminal bool, consoleSocket string, net netNS, init bool) (*standIn, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("start stand-in: %w", err)
 	}
 	opts := standin.StartOptions{
 		Executable: self, PodDir: podDir, Token: newToken(), Setsid: true, NetNS: net.file, NewNetNS: net.isNew,
+		NewMountNS: init,
 	}
 	if consoleSocket != "" {
 		opts.Terminal, opts.ConsoleSocket = true, consoleSocket
@@ -98,6 +100,19 @@ func (a *app) startStandIn(ctx context.Context, podDir string, terminal bool, co
 		return nil, err
 	}
 	return &standIn{id: opts.Token, process: process}, nil
+}
+
+// rootOf is what a container's stand-in has as its file system.
+func rootOf(b *bundle.Bundle) standin.Root {
+	root := standin.Root{Path: b.Rootfs, ReadOnly: b.Spec.Root.Readonly}
+	for _, m := range b.Spec.Mounts {
+		root.Mounts = append(root.Mounts, standin.RootMount{Destination: m.Destination})
+	}
+	for _, bind := range b.Binds() {
+		m := &root.Mounts[bind.Index]
+		m.Source, m.ReadOnly = bind.Source, bind.ReadOnly
+	}
+	return root
 }
 
 func (s *standIn) token() []byte { return s.id[:] }

@@ -43,6 +43,8 @@ type StartOptions struct {
 	// caller's own, or with NewNetNS one that is the stand-in's.
 	NetNS    *os.File
 	NewNetNS bool
+	// NewMountNS gives the stand-in a mount namespace of its own, for ShowRoot.
+	NewMountNS bool
 }
 
 // Process is a started stand-in, a child of the caller.
@@ -158,6 +160,9 @@ func spawn(opts StartOptions, attr *os.ProcAttr) (conn *net.UnixConn, p *os.Proc
 	attr.Files = append(attr.Files, theirs)
 	// Kernels before 5.11 do not know this; then a stray descriptor is inherited, no more.
 	_ = unix.CloseRange(setupFD, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
+	if opts.NewMountNS {
+		attr.Sys.Cloneflags |= unix.CLONE_NEWNS
+	}
 	err = inNetNS(opts, attr, func() (err error) {
 		p, err = os.StartProcess(executable, []string{"runv", "standin", opts.PodDir}, attr)
 		return err
