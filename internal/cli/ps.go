@@ -26,9 +26,10 @@ func (a *app) psCommand() *urfave.Command {
 		ArgsUsage:    "<container-id> [ps options]",
 		Category:     groupProcess,
 		StopOnNthArg: new(1),
-		Description: `The pids are those of the guest. The table is that of "ps -ef"; of the options
-of ps, -e, -f and -o with the columns uid, user, pid, ppid, c, stime, tty,
-time, args, cmd are understood.
+		Description: `The pids of the table are those of the guest. It is that of "ps -ef"; of the
+options of ps, -e, -f and -o with the columns uid, user, pid, ppid, c, stime,
+tty, time, args, cmd are understood. JSON lists the pids on the host: that of
+the container's stand-in.
 
 Examples:
    runv ps web
@@ -47,12 +48,12 @@ Examples:
 				if err != nil {
 					return err
 				}
+				if format == "json" {
+					return a.printPids(id)
+				}
 				processes, err := a.processes(ctx, id)
 				if err != nil {
 					return err
-				}
-				if format == "json" {
-					return printPids(a.prog.Stdout, processes)
 				}
 				return printProcesses(a.prog.Stdout, processes, columns, time.Now())
 			})
@@ -84,12 +85,22 @@ func (a *app) processes(ctx context.Context, id string) ([]*supervisorv1.Process
 	return resp.GetProcesses(), err
 }
 
-func printPids(w io.Writer, processes []*supervisorv1.Process) error {
-	pids := make([]uint32, 0, len(processes))
-	for _, p := range processes {
-		pids = append(pids, p.GetPid())
+// printPids prints the pids of a container on the host, on which callers look up what they want to know of a
+// process, or do it something: that of its stand-in. A pid of the guest is a stranger's there.
+func (a *app) printPids(id string) error {
+	store, err := a.openStore()
+	if err != nil {
+		return err
 	}
-	return json.NewEncoder(w).Encode(pids)
+	c, err := loadContainer(store, id)
+	if err != nil {
+		return err
+	}
+	pids := []int{}
+	if store.Live(c) != state.Stopped && c.StandIn.PID > 0 {
+		pids = append(pids, c.StandIn.PID)
+	}
+	return json.NewEncoder(a.prog.Stdout).Encode(pids)
 }
 
 // psColumn is one column of ps. A negative width is left-aligned, 0 is the

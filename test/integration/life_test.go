@@ -201,7 +201,7 @@ func TestEventsTellTheLife(t *testing.T) {
 	assert.Assert(t, cmp.Contains(ps, "sleep 1000"))
 	var pids []int
 	assert.NilError(t, json.Unmarshal([]byte(e.OK("ps", "--format", "json", "web")), &pids))
-	assert.Equal(t, len(pids), 1)
+	assert.DeepEqual(t, pids, []int{e.State("web").Pid})
 
 	e.OK("pause", "web")
 	assert.Equal(t, string(e.State("web").Status), "paused")
