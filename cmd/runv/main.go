@@ -1,8 +1,8 @@
 // Command runv runs OCI containers, each pod in a virtual machine of its own.
 //
 // One binary has several faces: the command line that runc's callers use, and
-// the processes that it starts of itself, the supervisor of a pod and the
-// stand-in of a container process.
+// the processes that it starts of itself: the supervisor of a pod, the stand-in of
+// a container process, and what tells the host that memory ran out in a guest.
 package main
 
 import (
@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"runv/internal/cli"
+	"runv/internal/hostcgroup"
 	"runv/internal/standin"
 	"runv/internal/supervisor"
 )
@@ -28,6 +29,8 @@ func run(args []string) int {
 			return supervisor.Main(args[2:], version)
 		case "standin":
 			return standin.Main(args[2:])
+		case hostcgroup.VictimFace:
+			return hostcgroup.Victim()
 		}
 	}
 	return cli.Main(context.Background(), cli.Program{

@@ -19,7 +19,7 @@ func importRules() []importRule {
 	return []importRule{
 		{
 			from: []string{"cmd/..."},
-			only: []string{"internal/cli", "internal/standin", "internal/supervisor", "internal/guest/..."},
+			only: []string{"internal/cli", "internal/hostcgroup", "internal/standin", "internal/supervisor", "internal/guest/..."},
 			why:  "a main parses, wires and runs one of the program's faces",
 		},
 		{

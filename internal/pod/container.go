@@ -47,7 +47,8 @@ type container struct {
 	limits    *specs.LinuxResources // as updates have left them; may be nil
 	network   *podNetwork           // nil: it has none of the host's
 
-	poststart *poststart // nil: not begun, or no hooks
+	oomTold   chan struct{} // closed when the host's cgroup has told of an OOM; nil: there was none
+	poststart *poststart    // nil: not begun, or no hooks
 }
 
 var errDeleted = rpcerror.New(errdefs.ErrAborted, "container is being deleted")

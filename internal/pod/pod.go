@@ -60,6 +60,7 @@ type hostCgroup interface {
 	Limit(r *specs.LinuxResources, vmMemory int64) error
 	Stats(vm []int) (hostcgroup.Stats, error)
 	OOM() string
+	TellOOM() error
 	Remove(ctx context.Context) error
 }
 

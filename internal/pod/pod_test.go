@@ -902,6 +902,7 @@ type noCgroup struct {
 	limited atomic.Int64 // of the VM's memory
 	limits  atomic.Pointer[specs.LinuxResources]
 	joined  atomic.Int64 // pid
+	told    atomic.Int64 // how often, of an OOM
 }
 
 func (g *noCgroup) Create(c hostcgroup.Container, _ int, save func(hostcgroup.Record)) error {
@@ -925,8 +926,27 @@ func (g *noCgroup) Limit(r *specs.LinuxResources, vmMemory int64) error {
 func (g *noCgroup) Stats([]int) (hostcgroup.Stats, error) {
 	return hostcgroup.Stats{Guest: 1 << 20}, nil
 }
+func (g *noCgroup) TellOOM() error               { g.told.Add(1); return nil }
 func (g *noCgroup) OOM() string                  { why, _ := g.oom.Load().(string); return why }
 func (g *noCgroup) Remove(context.Context) error { g.removed.Store(true); return nil }
+
+// TestOOMIsToldOnTheHost lets those who watch the cgroup see it before the container's end, and once.
+func TestOOMIsToldOnTheHost(t *testing.T) {
+	w := newWorld(t)
+	c, err := w.create("web", 1)
+	assert.NilError(t, err)
+	assert.NilError(t, w.pod.Start(t.Context(), "web"))
+	for range 2 {
+		w.agent.send(&agentv1.Event{ContainerId: "web", Kind: &agentv1.Event_Oom{Oom: &agentv1.OOM{Kills: 1}}})
+	}
+	w.agent.exit("web", "", "", 137)
+	client := <-c.client
+	defer client.Close()
+	status, err := client.Wait(t.Context())
+	assert.NilError(t, err)
+	assert.Equal(t, status, uint32(137))
+	assert.Equal(t, w.cgroup.told.Load(), int64(1))
+}
 
 func TestCgroup(t *testing.T) {
 	w := newWorld(t)

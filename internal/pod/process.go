@@ -373,7 +373,24 @@ func (p *Pod) agentEvent(ev *agentv1.Event) {
 		}
 	case *agentv1.Event_Oom:
 		p.append(journal.Event{Type: journal.OOM, Container: ev.ContainerId})
+		p.tellOOM(c)
 	}
+}
+
+// tellOOM lets those who watch a container's cgroup on the host see, once, that memory ran out in the guest. Several
+// containers have one cgroup there, and their watchers would all believe it of theirs. On the pod's goroutine.
+func (p *Pod) tellOOM(c *container) {
+	if len(p.containers) > 1 || c.oomTold != nil {
+		return
+	}
+	told := make(chan struct{})
+	c.oomTold = told
+	go func() {
+		defer close(told)
+		if err := p.cfg.Cgroup.TellOOM(); err != nil {
+			p.log.Warn("oom", "container", c.record.ID, "err", err)
+		}
+	}()
 }
 
 // exited is told when a process has ended. On the pod's goroutine.
@@ -391,7 +408,7 @@ func (p *Pod) exited(proc *process, status uint32, at time.Time) {
 	if proc.execID == initProcess {
 		starting = proc.c.op
 	}
-	go p.conclude(proc, starting)
+	go p.conclude(proc, starting, proc.c.oomTold)
 }
 
 // drained is told when the agent has sent all output of a process; without
@@ -405,8 +422,9 @@ func (p *Pod) drained(proc *process, counts []uint64) {
 	}
 }
 
-// conclude waits for the output of a process that has exited, and then tells its end.
-func (p *Pod) conclude(proc *process, starting <-chan struct{}) {
+// conclude waits for the output of a process that has exited, and then tells its end, after what
+// oomTold, if not nil, tells.
+func (p *Pod) conclude(proc *process, starting, oomTold <-chan struct{}) {
 	if starting != nil {
 		<-starting // calls to the agent have deadlines
 	}
@@ -444,6 +462,9 @@ func (p *Pod) conclude(proc *process, starting <-chan struct{}) {
 			PID: proc.standIn.PID, Status: proc.status, Time: proc.exitedAt,
 		})
 	})
+	if oomTold != nil {
+		<-oomTold
+	}
 	_ = proc.peer.Exit(proc.status)
 	<-proc.delivered
 	_ = proc.peer.Close()
