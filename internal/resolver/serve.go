@@ -116,7 +116,7 @@ func (s *server) serveTCP(running *sync.WaitGroup) {
 			return
 		}
 		if err != nil {
-			time.Sleep(acceptPause)
+			<-time.After(acceptPause)
 			continue
 		}
 		if !s.admit(conn) {

@@ -97,7 +97,7 @@ func (e *Env) Census() Census {
 	}
 	err = filepath.WalkDir(e.Root, func(_ string, _ os.DirEntry, err error) error {
 		c.Files++
-		if os.IsNotExist(err) {
+		if errors.Is(err, os.ErrNotExist) {
 			return nil // on its way out
 		}
 		return err
