@@ -13,8 +13,8 @@ GO_BUILD = go build -trimpath -buildvcs=false -ldflags
 # What runs VMs, what the demo and the tests put into them, and what the tests compare with.
 RUN_PACKAGES = qemu-system-x86 qemu-system-common qemu-system-data
 DEMO_PACKAGES = $(RUN_PACKAGES) busybox-static
-TEST_PACKAGES = $(DEMO_PACKAGES) runc protobuf-compiler python3-seccomp iproute2 procps
-BENCH_PACKAGES = iperf3 iptables
+TEST_PACKAGES = $(DEMO_PACKAGES) runc protobuf-compiler python3-seccomp iproute2 procps iptables
+BENCH_PACKAGES = iperf3
 
 # Tools of the developers, each in a directory that names its version.
 TOOLS = $(CURDIR)/build/tools
