@@ -61,7 +61,7 @@ type network struct {
 	mu    sync.Mutex // guards what follows
 	netns *os.File   // nil: removed, or not made yet
 	users int        // containers that are in it
-	names func()     // ends the name server; nil: there is none
+	names *names     // nil: there is no name server
 }
 
 // NewSet makes an empty set. The namespace of the calling thread is where devices appear.
@@ -158,8 +158,12 @@ func (s *Set) adopt(ctx context.Context, id string, netns *os.File) error {
 	}
 	n.mu.Lock()
 	n.netns = adopted
+	names := n.names
 	n.mu.Unlock()
-	return old.Close()
+	if names != nil {
+		err = names.move(adopted)
+	}
+	return errors.Join(err, old.Close())
 }
 
 // refill makes what is in one namespace in another.

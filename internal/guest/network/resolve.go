@@ -3,6 +3,7 @@ package network
 import (
 	"fmt"
 	"net"
+	"os"
 
 	"github.com/containerd/errdefs"
 
@@ -61,12 +62,37 @@ func (s *Set) resolve(id string, ip net.IP, stream net.Conn) error {
 		}
 		s.ports[[4]byte(ip)] = port
 	}
-	n.setNames(func() { // the host ends the stream once we have
-		_ = stream.Close()
-		_ = udp.Close()
-		_ = tcp.Close()
+	m := &movable{udp: udp, tcp: tcp}
+	n.setNames(&names{ip: ip, port: int(port), sockets: m, stream: stream})
+	go resolver.Serve(stream, movableUDP{udp, m}, movableTCP{m})
+	return nil
+}
+
+// names is a name server.
+type names struct {
+	ip      net.IP
+	port    int
+	sockets *movable
+	stream  net.Conn
+}
+
+func (n *names) end() {
+	_ = n.stream.Close() // the host ends it once we have
+	_ = n.sockets.close()
+}
+
+// move makes the server listen in another namespace.
+func (n *names) move(netns *os.File) error {
+	var udp net.PacketConn
+	var tcp net.Listener
+	err := inside(netns, func() (err error) {
+		udp, tcp, err = listen(n.ip, n.port)
+		return err
 	})
-	go resolver.Serve(stream, udp, tcp)
+	if err != nil {
+		return fmt.Errorf("serve DNS: %w", err)
+	}
+	n.sockets.move(udp, tcp)
 	return nil
 }
 
@@ -89,11 +115,11 @@ func listen(ip net.IP, port int) (udp net.PacketConn, tcp net.Listener, err erro
 }
 
 // setNames ends what serves DNS and remembers how to end what does it now; nil: nothing.
-func (n *network) setNames(end func()) {
+func (n *network) setNames(next *names) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.names != nil {
-		n.names()
+		n.names.end()
 	}
-	n.names = end
+	n.names = next
 }

@@ -1,6 +1,7 @@
 package network_test
 
 import (
+	"io"
 	"net"
 	"testing"
 
@@ -64,6 +65,44 @@ func TestResolve(t *testing.T) {
 		_, err := stream.Read(make([]byte, 1))
 		assert.ErrorContains(t, err, "EOF")
 	}
+}
+
+// The name server goes with the network into another namespace.
+func TestResolveMoves(t *testing.T) {
+	b := newBench(t)
+	r := &redirects{}
+	b.Redirect = r.add
+	b.applyAll(&agentv1.ApplyNetworkRequest{Id: "a"})
+	host, guest := net.Pipe()
+	ip := net.IP{127, 0, 0, 11}
+	assert.NilError(t, b.Resolve("a", ip, guest))
+	for range 2 {
+		netns, err := network.NewNetNS()
+		assert.NilError(t, err)
+		defer netns.Close()
+		assert.NilError(t, b.Adopt(t.Context(), "a", netns))
+		assert.NilError(t, network.Inside(netns, func() error {
+			for _, over := range []string{"udp4", "tcp4"} {
+				client, err := net.Dial(over, (&net.UDPAddr{IP: ip, Port: int(r.ports[0])}).String())
+				assert.NilError(t, err)
+				query := "query"
+				if over == "tcp4" {
+					query = "\x00\x05query"
+				}
+				_, err = client.Write([]byte(query))
+				assert.NilError(t, err)
+				frame := make([]byte, 12)
+				_, err = io.ReadFull(host, frame)
+				assert.NilError(t, err)
+				assert.Equal(t, string(frame[7:]), "query")
+				assert.NilError(t, client.Close())
+			}
+			return nil
+		}))
+	}
+	assert.NilError(t, b.Remove(t.Context(), "a"))
+	_, err := host.Read(make([]byte, 1))
+	assert.ErrorContains(t, err, "EOF")
 }
 
 func TestResolveRefuses(t *testing.T) {
