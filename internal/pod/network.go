@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"runv/internal/bundle"
@@ -151,9 +152,8 @@ func (p *Pod) leaveNetwork(c *container) {
 		if c.network = nil; n == nil {
 			return nil
 		}
-		if n.users--; n.users == 0 {
+		if n.users--; n.users == 0 && p.dropNetwork(n) {
 			last = n
-			p.dropNetwork(n)
 		}
 		return nil
 	})
@@ -162,15 +162,15 @@ func (p *Pod) leaveNetwork(c *container) {
 	}
 }
 
-// dropNetwork takes a network out of the pod. On the pod's goroutine.
-func (p *Pod) dropNetwork(n *podNetwork) {
+// dropNetwork takes a network out of the pod, and tells whether it was there: the pod's end takes all. On
+// the pod's goroutine.
+func (p *Pod) dropNetwork(n *podNetwork) bool {
 	p.dropPhases(n.id)
-	for i, known := range p.networks {
-		if known == n {
-			p.networks = append(p.networks[:i:i], p.networks[i+1:]...)
-			return
-		}
+	i := slices.Index(p.networks, n)
+	if i >= 0 {
+		p.networks = slices.Delete(p.networks, i, i+1)
 	}
+	return i >= 0
 }
 
 // closeNetwork takes down what mirrors a network that was dropped.

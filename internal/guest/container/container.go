@@ -56,9 +56,8 @@ type Set struct {
 	Config
 	pidNS int // descriptor of the agent's own pid namespace
 
-	mu      sync.Mutex
-	byID    map[string]*Container
-	netUsed bool // a container has had the agent's own network namespace
+	mu   sync.Mutex
+	byID map[string]*Container
 }
 
 // NewSet makes an empty set.
@@ -175,7 +174,6 @@ func (s *Set) Create(ctx context.Context, r *agentv1.CreateRequest, streams stdi
 	if err := s.find(ns); err != nil {
 		return 0, err
 	}
-	s.chooseNetwork(ns)
 	cfg, err := translateInit(spec, ns)
 	if err != nil {
 		return 0, err
@@ -235,22 +233,6 @@ const (
 	cacheLifetime = time.Second
 	dropAttempts  = 5
 )
-
-// chooseNetwork gives the guest's own network namespace, in which nothing is, to the first container
-// that asks for one of its own; the kernel makes another faster than a VM, but not for nothing.
-// A user namespace has rights over one of its own only.
-func (s *Set) chooseNetwork(ns *namespaces) {
-	if ns.own&unix.CLONE_NEWNET == 0 || ns.user() {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.netUsed {
-		s.netUsed = true
-		ns.own &^= unix.CLONE_NEWNET
-		ns.flags &^= unix.CLONE_NEWNET
-	}
-}
 
 func translateInit(spec *specs.Spec, ns *namespaces) (*stage.Config, error) {
 	p, err := translateProcess(spec.Process)

@@ -127,7 +127,7 @@ func TestNamespacesOutliveTheirOwner(t *testing.T) {
 	assert.Assert(t, is.Len(sharedKinds(t, before, w.execOutput("c", links)), 5))
 }
 
-// Two containers with networks of their own have two, of which the first is the guest's.
+// Containers with networks of their own have a loopback each.
 func TestNetworksOfTheirOwn(t *testing.T) {
 	w := newWorld(t)
 	ours, err := os.Readlink("/proc/self/ns/net")
@@ -141,8 +141,9 @@ func TestNetworksOfTheirOwn(t *testing.T) {
 		assert.NilError(t, w.start(id))
 		seen = append(seen, strings.TrimSpace(w.execOutput(id, "readlink /proc/self/ns/net")))
 	}
-	assert.Equal(t, seen[0], ours)
-	assert.Assert(t, seen[1] != ours && seen[2] != ours && seen[1] != seen[2])
+	seen = append(seen, ours)
+	slices.Sort(seen)
+	assert.Equal(t, len(slices.Compact(seen)), 4)
 	assert.Equal(t, w.execOutput("b", "grep -c : /proc/net/dev; busybox ip -o link | grep -c LOOPBACK,UP"), "1\n1\n")
 }
 
