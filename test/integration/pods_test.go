@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -202,4 +203,51 @@ func TestSupervisorOfPodIsKilled(t *testing.T) {
 		e.OK("delete", id)
 	}
 	e.CheckNothingLeft()
+}
+
+// TestPodGrows adds containers with limits to a pod whose VM was made for less.
+func TestPodGrows(t *testing.T) {
+	e := harness.New(t)
+	limit := func(bytes int64) func(*specs.Spec) {
+		return func(s *specs.Spec) { s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &bytes} }
+	}
+	total := func() (kib int) {
+		t.Helper()
+		_, err := fmt.Sscanf(e.OK("exec", "a", "cat", "/proc/meminfo"), "MemTotal: %d kB", &kib)
+		assert.NilError(t, err)
+		return kib
+	}
+	hostLimit := func() uint64 {
+		t.Helper()
+		var ev struct {
+			Data struct {
+				VMM struct {
+					Memory struct {
+						Usage struct{ Limit uint64 }
+					}
+				} `json:"vmm"`
+			}
+		}
+		assert.NilError(t, json.Unmarshal([]byte(e.OK("events", "--stats", "a")), &ev))
+		return ev.Data.VMM.Memory.Usage.Limit
+	}
+	sleep := []string{"sleep", "100000"}
+	e.OK("run", "-d", "--bundle", e.Bundle(sleep, limit(64<<20)), "a")
+	small, first := total(), hostLimit()
+	assert.Assert(t, small < 192<<10)
+	in := sharing(e.State("a").Pid, specs.IPCNamespace)
+	e.OK("run", "-d", "--bundle", e.Bundle(sleep, in, limit(256<<20)), "b")
+	assert.Assert(t, total() > small+200<<10, "%d KiB are not 256 MiB more than %d", total(), small)
+	second := hostLimit()
+	assert.Assert(t, second > first+250<<20, "%d, before %d", second, first)
+	// The new memory can be used, up to the limit.
+	assert.Equal(t, e.OK("exec", "b", "sh", "-c", "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>/dev/null; wc -c < /dev/shm/x"), "41943040\n")
+	e.OK("run", "-d", "--bundle", e.Bundle(sleep, in), "c")
+	assert.Assert(t, hostLimit() > 1<<50, "one without a limit has none: %d", hostLimit())
+	e.OK("delete", "--force", "c")
+	e.OK("delete", "--force", "b")
+	harness.Eventually(t, "the limit is that of one container and the VM's memory", func() bool {
+		now := hostLimit()
+		return now > first && now < 1<<40
+	})
 }
