@@ -30,15 +30,18 @@ func TestSumOfLimits(t *testing.T) {
 		{"one without", []string{`null`}, `null`},
 		{"none of two", []string{`null`, `{}`}, `{"memory":{},"cpu":{"shares":2048}}`},
 		{
-			"two", []string{`{"memory":{"limit":5,"swap":9,"reservation":1},"cpu":{"quota":1000,"period":2000,"shares":2},"pids":{"limit":3}}`, `{"memory":{"limit":6,"swap":6,"reservation":2},"cpu":{"quota":50000},"pids":{"limit":4}}`},
+			"two",
+			[]string{`{"memory":{"limit":5,"swap":9,"reservation":1},"cpu":{"quota":1000,"period":2000,"shares":2},"pids":{"limit":3}}`, `{"memory":{"limit":6,"swap":6,"reservation":2},"cpu":{"quota":50000},"pids":{"limit":4}}`},
 			`{"memory":{"limit":11,"reservation":3,"swap":15},"cpu":{"shares":1026,"quota":100000,"period":100000},"pids":{"limit":7}}`,
 		},
 		{
-			"one of two", []string{`{"memory":{"limit":5},"cpu":{"quota":1000},"pids":{"limit":3}}`, `{"memory":{"limit":-1}}`},
+			"one of two",
+			[]string{`{"memory":{"limit":5},"cpu":{"quota":1000},"pids":{"limit":3}}`, `{"memory":{"limit":-1}}`},
 			`{"memory":{"limit":-1},"cpu":{"shares":2048,"quota":-1},"pids":{"limit":-1}}`,
 		},
 		{
-			"more than there is", []string{`{"memory":{"limit":9223372036854775807},"cpu":{"shares":18446744073709551615}}`, `{"memory":{"limit":9223372036854775807}}`},
+			"more than there is",
+			[]string{`{"memory":{"limit":9223372036854775807},"cpu":{"shares":18446744073709551615}}`, `{"memory":{"limit":9223372036854775807}}`},
 			`{"memory":{"limit":9223372036854775807},"cpu":{"shares":262144}}`,
 		},
 	} {
