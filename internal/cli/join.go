@@ -20,6 +20,9 @@ import (
 
 // findShared tells which pod a new container joins.
 func findShared(store *state.Store, b *bundle.Bundle) (join.Plan, error) {
+	if !join.Asked(b.Spec) {
+		return join.Plan{}, nil
+	}
 	all, _ := store.Containers() // one that cannot be read cannot be joined
 	for i := range all {
 		all[i].Status = store.Live(all[i])

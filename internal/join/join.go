@@ -61,6 +61,17 @@ func Find(spec *specs.Spec, containers []state.Container, look Looker) (Plan, er
 	return f.plan, nil
 }
 
+// Asked tells whether a specification may ask for something to be shared. Without that Find need not
+// be called, and nobody looked for.
+func Asked(spec *specs.Spec) bool {
+	for _, d := range dialects {
+		if spec.Annotations[d.kind] != "" {
+			return true
+		}
+	}
+	return spec.Linux != nil && slices.ContainsFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Path != "" })
+}
+
 func older(a, b state.Container) int {
 	return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
 }

@@ -152,6 +152,7 @@ func TestFind(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			got, err := join.Find(c.spec, containers(), look)
 			assert.NilError(t, err)
+			assert.Equal(t, join.Asked(c.spec), name != "nothing")
 			if c.want.Containers == nil {
 				c.want.Containers = with{}
 			}
