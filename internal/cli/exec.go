@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	urfave "github.com/urfave/cli/v3"
+	"golang.org/x/sys/unix"
 
 	supervisorv1 "runv/api/supervisor/v1"
 	"runv/internal/rpcerror"
@@ -263,11 +265,37 @@ func (j *execJob) foreground(ctx context.Context) (status int, err error) {
 		return 0, err
 	}
 	defer client.close()
-	started, err := j.request(ctx, client.token())
+	// From here on signals are the process's, which may be heard of before the answer comes.
+	asking, stopAsking := context.WithCancelCause(ctx)
+	defer stopAsking(nil)
+	defer j.app.forwardSignals(func(sig unix.Signal) error {
+		if ends(sig) {
+			time.AfterFunc(askPatience, func() { stopAsking(interrupted(sig)) })
+		}
+		return client.signal(sig)
+	})()
+	started, err := j.request(asking, client.token())
+	if cause := (*exitError)(nil); errors.As(context.Cause(asking), &cause) && err != nil {
+		return 0, cause
+	}
 	if err != nil {
 		return 0, err
 	}
 	defer tty.follow(ctx, j.app.resizer(j.supervisor, j.id, started.GetExecId()))()
-	defer j.app.forwardSignals(client.signal)()
 	return client.wait(ctx)
 }
+
+// askPatience is how long a process may take to start after its user has sent a signal that would end it.
+const askPatience = 2 * time.Second
+
+// ends tells whether a signal is one by which users end a command.
+func ends(sig unix.Signal) bool {
+	return sig == unix.SIGINT || sig == unix.SIGTERM || sig == unix.SIGHUP || sig == unix.SIGQUIT
+}
+
+// interrupted is the end of a command by a signal.
+func interrupted(sig unix.Signal) error {
+	return &exitError{status: 128 + int(sig), err: fmt.Errorf("%w before the process had started", errInterrupted)}
+}
+
+var errInterrupted = errors.New("interrupted")

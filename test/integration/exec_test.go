@@ -63,6 +63,25 @@ func TestExec(t *testing.T) {
 		assert.NilError(t, cmd.Process.Signal(syscall.SIGINT))
 		assert.Equal(t, harness.ExitCode(cmd.Wait()), 42)
 	})
+	t.Run("a signal while it waits to start", func(t *testing.T) {
+		e.OK("pause", "box")
+		cmd := e.Command("exec", "--ignore-paused", "box", "true")
+		ended := make(chan harness.Result, 1)
+		assert.NilError(t, cmd.Start())
+		go func() { ended <- harness.Result{Code: harness.ExitCode(cmd.Wait())} }()
+		harness.Eventually(t, "exec ends", func() bool {
+			_ = cmd.Process.Signal(syscall.SIGINT)
+			select {
+			case r := <-ended:
+				assert.Equal(t, r.Code, 130)
+				return true
+			default:
+				return false
+			}
+		})
+		e.OK("resume", "box")
+		e.OK("exec", "box", "true")
+	})
 	t.Run("missing program", func(t *testing.T) {
 		r := e.Run("exec", "box", "nosuch")
 		assert.Equal(t, r.Code, 127)
