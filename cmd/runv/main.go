@@ -30,7 +30,7 @@ func run(args []string) int {
 		case "standin":
 			return standin.Main(args[2:])
 		case hostcgroup.VictimFace:
-			return hostcgroup.Victim()
+			return hostcgroup.Victim(args[2:])
 		}
 	}
 	return cli.Main(context.Background(), cli.Program{

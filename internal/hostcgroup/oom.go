@@ -12,21 +12,28 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 )
 
 // Callers learn that memory ran out in a container by watching its cgroup: Docker's and Podman's report of OOMKilled
 // has no other source. When it runs out in a VM, the guest's kernel kills, and the host's cgroup knows nothing
 // of it. TellOOM makes the host's kernel say the same: for a moment it lowers the limit to little more than what is in
-// use, and a process that is there for nothing else asks for more and is killed for it, before all others.
+// use, and a process that is there for nothing else asks for more and is killed for it.
+//
+// The kernel kills who has most memory, and as if it had all that the limit allows, whoever has an oom_score_adj of 1000. But
+// a process may have more memory than is counted in its cgroup, such as files that others have read first. So the victim takes
+// as much beforehand as makes it the first choice for certain, or nothing is done.
 
 const (
 	// VictimFace is the first argument of the program that is killed, which calls Victim.
 	VictimFace = "oomvictim"
 
 	victimTimeout = 3 * time.Second
-	victimRoom    = 2 << 20  // bytes that the lowered limit leaves
-	victimMemory  = 64 << 20 // bytes that the victim asks for: more than can be reclaimed in an instant
+	victimRoom    = 2 << 20   // bytes that the lowered limit leaves
+	victimMemory  = 64 << 20  // bytes that the victim asks for then: more than can be reclaimed in an instant
+	victimMargin  = 32 << 20  // bytes by which the kernel must prefer it to others
+	victimMost    = 256 << 20 // bytes that it may take beforehand
 )
 
 // memoryFiles are the files of the limit and of what is in use, of v1 and of v2.
@@ -51,7 +58,11 @@ func (g *Group) TellOOM() error {
 }
 
 func (g *Group) tellOOM(dir string) (err error) {
-	cmd := exec.Command("/proc/self/exe", VictimFace)
+	size, err := victimSize(dir)
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command("/proc/self/exe", VictimFace, strconv.FormatInt(size, 10))
 	cmd.Args[0] = "runv"
 	cmd.Env = []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}
 	readyR, readyW, err := os.Pipe()
@@ -93,7 +104,13 @@ func (g *Group) tellOOM(dir string) (err error) {
 	if g.manager == nil {
 		return nil // removed meanwhile
 	}
-	restore, err := lowerLimit(dir)
+	restore, err := lowerLimit(dir, func(limit int64) error {
+		most, err := mostMemory(dir, cmd.Process.Pid)
+		if err == nil && limit+size < most+victimMargin {
+			err = errAnother
+		}
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -115,52 +132,130 @@ func (g *Group) tellOOM(dir string) (err error) {
 	return nil
 }
 
-// lowerLimit sets a cgroup's limit of memory to what is in use and a little more, unless it is lower.
-func lowerLimit(dir string) (restore func() error, err error) {
-	for _, files := range memoryFiles {
-		path := filepath.Join(dir, files[0])
-		data, err := os.ReadFile(path)
+var errAnother = errors.New("the kernel might kill another process")
+
+// victimSize is how many bytes the victim must have for the kernel to choose it.
+func victimSize(dir string) (int64, error) {
+	most, err := mostMemory(dir, 0)
+	if err != nil {
+		return 0, err
+	}
+	used, _, err := readMemory(dir)
+	if err != nil {
+		return 0, err
+	}
+	// What it has counts twice: in the limit, which follows what is in use, and by itself.
+	size := max(most+2*victimMargin-used, 0) / 2
+	if size > victimMost {
+		return 0, errAnother
+	}
+	return size, nil
+}
+
+// mostMemory is what the kernel goes by, in bytes, of the process in a cgroup that has most of it, one left out.
+func mostMemory(dir string, except int) (most int64, err error) {
+	pids, err := cgroups.GetAllPids(dir)
+	if err != nil {
+		return 0, err
+	}
+	for _, pid := range pids {
+		if pid == except {
+			continue
+		}
+		adj, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+		if err != nil {
+			continue // it has gone
+		}
+		if n, err := strconv.Atoi(strings.TrimSpace(string(adj))); err != nil || n > 0 {
+			return 0, errAnother
+		}
+		most = max(most, scored(pid))
+	}
+	return most, nil
+}
+
+// scored is how much memory of a process the kernel goes by, in bytes.
+func scored(pid int) (sum int64) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(status)) {
+		switch fields := strings.Fields(line); {
+		case len(fields) < 2:
+		case fields[0] == "VmRSS:", fields[0] == "VmSwap:", fields[0] == "VmPTE:":
+			n, _ := strconv.ParseInt(fields[1], 10, 64)
+			sum += n << 10
+		}
+	}
+	return sum
+}
+
+// readMemory reads how much memory a cgroup uses, and which of memoryFiles it has.
+func readMemory(dir string) (used int64, files [2]string, err error) {
+	for _, files = range memoryFiles {
+		data, err := os.ReadFile(filepath.Join(dir, files[1]))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return 0, files, err
 		}
-		old := strings.TrimSpace(string(data))
-		if files[0] == memoryFiles[0][0] {
-			if n, err := strconv.ParseUint(old, 10, 64); err == nil && n >= unlimited {
-				old = "-1"
-			}
-		}
-		restore = func() error { return os.WriteFile(path, []byte(old), 0) }
-		for try := 0; ; try++ { // what is in use changes meanwhile
-			data, err := os.ReadFile(filepath.Join(dir, files[1]))
-			if err != nil {
-				return nil, err
-			}
-			used, err := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
-			if err != nil {
-				return nil, err
-			}
-			limit := used + victimRoom
-			if n, err := strconv.ParseInt(old, 10, 64); err == nil && n >= 0 && n <= limit {
-				return func() error { return nil }, nil
-			}
-			err = os.WriteFile(path, strconv.AppendInt(nil, limit, 10), 0)
-			if err == nil {
-				return restore, nil
-			}
-			if !errors.Is(err, unix.EBUSY) || try == 10 {
-				return nil, err
-			}
-		}
+		used, err = strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
+		return used, files, err
 	}
-	return nil, errors.New("there is no limit of memory to set")
+	return 0, files, errors.New("it does not tell what is in use")
 }
 
-// Victim is the main function of the process that TellOOM has killed. It returns only when it was not.
-func Victim() int {
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0); err != nil {
+// lowerLimit sets a cgroup's limit of memory to what is in use and a little more, unless it is lower, if check has
+// nothing against what the limit is then.
+func lowerLimit(dir string, check func(limit int64) error) (restore func() error, err error) {
+	used, files, err := readMemory(dir)
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, files[0])
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	old := strings.TrimSpace(string(data))
+	was, err := strconv.ParseUint(old, 10, 64)
+	if err != nil || was >= unlimited {
+		was = unlimited
+		if files == memoryFiles[0] {
+			old = "-1"
+		}
+	}
+	for try := 0; ; try++ { // what is in use changes meanwhile
+		limit := min(used+victimRoom, int64(was))
+		if err := check(limit); err != nil {
+			return nil, err
+		}
+		if uint64(limit) == was {
+			return func() error { return nil }, nil
+		}
+		err = os.WriteFile(path, strconv.AppendInt(nil, limit, 10), 0)
+		if err == nil {
+			return func() error { return os.WriteFile(path, []byte(old), 0) }, nil
+		}
+		if !errors.Is(err, unix.EBUSY) || try == 10 {
+			return nil, err
+		}
+		if used, _, err = readMemory(dir); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Victim is the main function of the process that TellOOM has killed: its argument is how many bytes it takes
+// beforehand. It returns only when it was not killed.
+func Victim(args []string) int {
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0); err != nil || len(args) != 1 {
+		return 1
+	}
+	size, err := strconv.Atoi(args[0])
+	if err != nil || size < 0 || size > victimMost || touch(size) != nil {
 		return 1
 	}
 	if _, err := os.Stdout.Write([]byte{0}); err != nil {
@@ -169,12 +264,18 @@ func Victim() int {
 	if _, err := io.ReadFull(os.Stdin, make([]byte, 1)); err != nil {
 		return 1
 	}
-	memory, err := unix.Mmap(-1, 0, victimMemory, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return 1
+	_ = touch(victimMemory)
+	return 1
+}
+
+// touch takes memory, for good.
+func touch(size int) error {
+	if size == 0 {
+		return nil
 	}
+	memory, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	for i := 0; i < len(memory); i += 4096 {
 		memory[i] = 1
 	}
-	return 1
+	return err
 }
