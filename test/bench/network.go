@@ -90,12 +90,14 @@ func (s subject) withNetwork(do func() error) (err error) {
 		return fmt.Errorf("runv spec: %w: %s", err, out)
 	}
 	err = editSpec(s.bundle, func(spec *specs.Spec) {
+		harness.MayPing(spec)
 		spec.Process.Args = []string{"sleep", "100000"}
 		for i := range spec.Linux.Namespaces {
 			if spec.Linux.Namespaces[i].Type == specs.NetworkNamespace {
 				spec.Linux.Namespaces[i].Path = pod.Path
 			}
 		}
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs"}) // iperf3's files
 		for _, dir := range []string{"/usr", "/lib", "/lib64"} {
 			spec.Mounts = append(spec.Mounts, specs.Mount{Destination: dir, Type: "bind", Source: dir, Options: []string{"rbind", "ro"}})
 		}
@@ -114,7 +116,8 @@ func (s subject) iperf(flags ...string) (float64, error) {
 		return 0, fmt.Errorf("%w: %s", err, out.String())
 	}
 	var report struct {
-		End struct {
+		Error string `json:"error"`
+		End   struct {
 			Received struct {
 				BitsPerSecond float64 `json:"bits_per_second"`
 			} `json:"sum_received"`
@@ -122,6 +125,9 @@ func (s subject) iperf(flags ...string) (float64, error) {
 	}
 	if err := json.Unmarshal(out.Bytes(), &report); err != nil {
 		return 0, fmt.Errorf("read iperf3's report: %w", err)
+	}
+	if report.Error != "" {
+		return 0, fmt.Errorf("iperf3 in %s: %s", s.name, report.Error)
 	}
 	return report.End.Received.BitsPerSecond / 1e6, nil
 }
