@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -21,9 +22,11 @@ import (
 
 // Stage is a stage that is to be started, or was.
 type Stage struct {
-	conn    *net.UnixConn
+	conn *net.UnixConn
+	args []string
+
+	mu      sync.Mutex // guards inherit once the stage is started: Close may be called twice at a time
 	inherit []*os.File // what the stage gets besides 0, 1 and 2, until CloseInherit
-	args    []string
 }
 
 // New prepares a stage that does cfg. The caller calls Close.
@@ -167,6 +170,8 @@ const noFile = ^uintptr(0)
 // CloseInherit closes the stage's files here. To be called after Fork, or else the end
 // of the stage goes unnoticed.
 func (s *Stage) CloseInherit() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, f := range s.inherit {
 		if f != nil {
 			f.Close()
