@@ -105,7 +105,7 @@ func (g *Group) tellOOM(dir string) (err error) {
 		return nil // removed meanwhile
 	}
 	restore, err := lowerLimit(dir, func(limit int64) error {
-		most, err := mostMemory(dir, cmd.Process.Pid)
+		most, err := mostMemory(dir, limit, cmd.Process.Pid)
 		if err == nil && limit+size < most+victimMargin {
 			err = errAnother
 		}
@@ -136,11 +136,11 @@ var errAnother = errors.New("the kernel might kill another process")
 
 // victimSize is how many bytes the victim must have for the kernel to choose it.
 func victimSize(dir string) (int64, error) {
-	most, err := mostMemory(dir, 0)
+	used, _, err := readMemory(dir)
 	if err != nil {
 		return 0, err
 	}
-	used, _, err := readMemory(dir)
+	most, err := mostMemory(dir, used+victimRoom+victimMost, 0)
 	if err != nil {
 		return 0, err
 	}
@@ -152,8 +152,9 @@ func victimSize(dir string) (int64, error) {
 	return size, nil
 }
 
-// mostMemory is what the kernel goes by, in bytes, of the process in a cgroup that has most of it, one left out.
-func mostMemory(dir string, except int) (most int64, err error) {
+// mostMemory is what the kernel goes by, in bytes, of the process that comes first in a cgroup with this limit, one
+// left out.
+func mostMemory(dir string, limit int64, except int) (most int64, err error) {
 	pids, err := cgroups.GetAllPids(dir)
 	if err != nil {
 		return 0, err
@@ -166,10 +167,11 @@ func mostMemory(dir string, except int) (most int64, err error) {
 		if err != nil {
 			continue // it has gone
 		}
-		if n, err := strconv.Atoi(strings.TrimSpace(string(adj))); err != nil || n > 0 {
-			return 0, errAnother
+		n, err := strconv.ParseInt(strings.TrimSpace(string(adj)), 10, 64)
+		if err != nil {
+			return 0, err
 		}
-		most = max(most, scored(pid))
+		most = max(most, scored(pid)+max(n, 0)*(limit/1000)) // containerd's shims, for one, have 1
 	}
 	return most, nil
 }

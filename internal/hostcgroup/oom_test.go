@@ -86,6 +86,8 @@ func TestTellOOM(t *testing.T) {
 			g, _ := create(t, hostcgroup.Container{ID: fmt.Sprintf("runv-test-oom-%s-%d", name, os.Getpid()), Resources: r, VMMemory: 192 << 20})
 			assert.NilError(t, g.Limit(r, 192<<20))
 			inside := startSharer(t, g)
+			adj := fmt.Sprintf("/proc/%d/oom_score_adj", inside.Process.Pid)
+			assert.NilError(t, os.WriteFile(adj, []byte("10"), 0))
 			defer func() {
 				assert.Check(t, inside.Process.Kill())
 				_ = inside.Wait()
