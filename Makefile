@@ -13,7 +13,8 @@ GO_BUILD = go build -trimpath -buildvcs=false -ldflags
 # What runs VMs, what the demo and the tests put into them, and what the tests compare with.
 RUN_PACKAGES = qemu-system-x86 qemu-system-common qemu-system-data
 DEMO_PACKAGES = $(RUN_PACKAGES) busybox-static
-TEST_PACKAGES = $(DEMO_PACKAGES) runc protobuf-compiler python3-seccomp iproute2 procps iptables
+ENGINE_PACKAGES = docker.io docker-compose podman netavark aardvark-dns catatonit iptables
+TEST_PACKAGES = $(DEMO_PACKAGES) $(ENGINE_PACKAGES) runc protobuf-compiler python3-seccomp iproute2 procps iptables
 BENCH_PACKAGES = iperf3
 
 # Tools of the developers, each in a directory that names its version.
@@ -57,6 +58,10 @@ conformance: deps all ## compare with runc all that can be compared; writes docs
 .PHONY: soak
 soak: deps all ## create and delete 200 containers with networks, and count what is left
 	@go test -count=1 -timeout 60m -run TestCycles ./test/faults -cycles 200
+
+.PHONY: engines
+engines: deps all ## drive Docker and Podman with runc and with runv; writes docs/docker.md and docs/podman.md
+	@go test -count=1 -timeout 60m ./test/engines -all -write '$(CURDIR)/docs'
 
 .PHONY: bench
 bench: deps all ## measure starts, exec, stdio, network and memory, beside runc
