@@ -377,9 +377,9 @@ podman run --rm --pod pod busybox timeout 20 wget -q -O - http://127.0.0.1/
 fetch http://127.0.0.1:8090/
 podman exec pod-client sh -c 'hostname; echo shm >/dev/shm/x'; podman exec pod-web sh -c 'hostname; cat /dev/shm/x'
 [ "$(podman exec pod-web cat /proc/sys/kernel/random/boot_id)" = "$(podman exec pod-client cat /proc/sys/kernel/random/boot_id)" ] && echo one kernel
-podman pod ps --format '{{.Name}} {{.Status}} {{.NumberOfContainers}}'
+podman pod ps --filter 'name=^pod$' --format '{{.Name}} {{.Status}} {{.NumberOfContainers}}'
 podman pod stop -t 1 pod
-podman pod ps --format '{{.Name}} {{.Status}}'
+podman pod ps --filter 'name=^pod$' --format '{{.Name}} {{.Status}}'
 podman pod start pod
 podman run --rm --pod pod busybox sh -c 'until timeout 20 wget -q -O - http://127.0.0.1/; do sleep 0.2; done'
 podman pod rm -f -t 0 pod
