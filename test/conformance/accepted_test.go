@@ -100,7 +100,7 @@ var imperfect = []program{
 	{name: "linux_rootfs_propagation", runv: true, reason: "runc binds the root to itself before pivot_root, which an unbindable one cannot be"},
 	{name: "linux_seccomp", runv: true, reason: "the program denies getcwd, by which runc 1.1 checks the working directory"},
 	{name: "misc_props", reason: "the program gives the container no runtimetest to run"},
-	{name: "pidfile", runv: true, flaky: [2]bool{false, true}, reason: "the program signals a process that has ended"},
+	{name: "pidfile", runv: true, flaky: [2]bool{true, true}, reason: "the program signals a process that has ended"},
 	{name: "poststart", reason: hookTests},
 	{name: "poststart_fail", reason: "a poststart hook that fails stops the container, as the specification says since 1.3"},
 	{name: "poststop_fail", runv: true, reason: "the program wants a warning in the log, which runc 1.1 writes but does not let it see"},
