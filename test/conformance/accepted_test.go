@@ -31,7 +31,7 @@ var acceptedDifferences = []compare.Accepted{
 	{Where: `.*[/.](self|init)\.mountinfo`, Line: `/sys/fs/cgroup(/[a-z_,]+)? .*`, Reason: cgroup2},
 	{Where: `.*[/.]places`, Line: `/sys/fs/cgroup .*`, Reason: cgroup2},
 
-	{Where: `.*[/.](self|init)\.mountinfo`, Line: `\S+ shows (BUNDLE|DIR)\S* of .*|\S+ shows /(ID|@\d+)/\S+ of virtiofs .*`, Reason: overVirtiofs},
+	{Where: `.*[/.](self|init)\.mountinfo`, Line: `\S+ shows (BUNDLE|DIR|/Test\w+/\d+/)\S* of .*|\S+ shows /(ID|@\d+)/\S+ of virtiofs .*`, Reason: overVirtiofs},
 	{Where: `.*[/.](self|init)\.mountinfo`, Line: `/sys shows / of sysfs sysfs, r[ow]`, Reason: guestNetwork},
 	{Where: `.*[/.]writes`, Line: `/sys/class/net/lo/mtu (EROFS|EACCES)`, Reason: guestNetwork},
 	{Where: `.*[/.](self|init)\.mountinfo`, Line: `/proc/(kcore|sysrq-trigger|latency_stats|timer_stats|sched_debug|scsi|acpi) .*`, Reason: kernelDiffers},
