@@ -30,6 +30,7 @@ type Config struct {
 	Accel         string // auto, kvm or tcg
 	QEMU          string // program; empty: the driver looks for it
 	Virtiofsd     string // program; empty: storage looks for it
+	Pasta         string // program; empty: no network for containers that nobody gives one
 	GuestDir      string // absolute; empty: beside the executable
 	Kernel        string // absolute; empty: in the guest directory
 	Initrd        string // absolute; empty: in the guest directory
@@ -120,6 +121,8 @@ func Keys() []Key {
 			func(c *Config) *string { return &c.QEMU }),
 		path("virtiofsd", program, "virtiofsd's program; empty: found in the usual places",
 			func(c *Config) *string { return &c.Virtiofsd }),
+		path("pasta", program, "pasta's program: a network like the host's for containers to which nobody gives one; empty: none",
+			func(c *Config) *string { return &c.Pasta }),
 		path("guest_dir", filePath, "directory of the guest's files; empty: beside the executable",
 			func(c *Config) *string { return &c.GuestDir }),
 		path("kernel", filePath, "the guest's kernel; empty: the one in the guest directory",

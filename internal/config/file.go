@@ -25,6 +25,7 @@ type document struct {
 	Accel         *string `toml:"accel"`
 	QEMU          *string `toml:"qemu"`
 	Virtiofsd     *string `toml:"virtiofsd"`
+	Pasta         *string `toml:"pasta"`
 	GuestDir      *string `toml:"guest_dir"`
 	Kernel        *string `toml:"kernel"`
 	Initrd        *string `toml:"initrd"`

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -101,3 +102,6 @@ func (m *Mirror) CloseSockets() error {
 	defer func() { <-m.turn }()
 	return m.members.Close()
 }
+
+// File is the namespace's.
+func (n *Namespace) File() *os.File { return n.file }

@@ -196,6 +196,9 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 	}
 	hooked := time.Now()
 	if firstThere {
+		if err := p.connectUser(ctx, net, b); err != nil {
+			return 0, err
+		}
 		vmm, err := p.awaitVMM(ctx)
 		if err != nil {
 			return 0, err

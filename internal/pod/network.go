@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync/atomic"
+
+	"github.com/containerd/errdefs"
 
 	"runv/internal/bundle"
 	"runv/internal/factory"
 	"runv/internal/network"
+	"runv/internal/rpcerror"
 	"runv/internal/state"
 )
 
@@ -33,6 +37,7 @@ type podNetwork struct {
 	tried bool
 	err   error // of the start
 
+	user    io.Closer   // connects it to the host's network; nil: nothing does. Of who has made the network
 	created atomic.Bool // a container is in it, so that its namespace in the guest stays the same
 	names   names
 }
@@ -125,6 +130,54 @@ func (p *Pod) saveNetwork(n *podNetwork, r network.Record) error {
 	})
 }
 
+// A container asks with this annotation for a network like the host's, when its network namespace is new and no hook has
+// put an interface into it. It must ask, for an engine's container without a network looks the same.
+const (
+	networkAnnotation = "dev.runv.network"
+	userNetwork       = "user"
+)
+
+// connectUser connects a container's new network namespace if the container asks for that.
+func (p *Pod) connectUser(ctx context.Context, n *podNetwork, b *bundle.Bundle) error {
+	asked, ok := b.Spec.Annotations[networkAnnotation]
+	invalid := func(why string) error {
+		return rpcerror.New(errdefs.ErrInvalidArgument, fmt.Sprintf("annotations[%s]: %s", networkAnnotation, why))
+	}
+	switch path, _ := b.NetNS(); {
+	case !ok:
+		return nil
+	case asked != userNetwork:
+		return invalid(fmt.Sprintf("%.64q is not %q", asked, userNetwork))
+	case path != "":
+		return invalid("the container has a network namespace of somebody else's")
+	case p.cfg.UserNetwork == nil:
+		return invalid("no pasta is configured")
+	}
+	alone, err := n.ns.Alone()
+	if err != nil {
+		return err
+	}
+	if !alone {
+		return invalid("a hook has given the container a network")
+	}
+	user, err := p.cfg.UserNetwork(ctx, n.ns)
+	if err != nil {
+		return err
+	}
+	// Whoever closes the network must see it: on the pod's goroutine, unless it was closed meanwhile.
+	err = p.do(context.WithoutCancel(ctx), func() error {
+		if !slices.Contains(p.networks, n) {
+			return errStopping
+		}
+		n.user = user
+		return nil
+	})
+	if err != nil {
+		return errors.Join(err, user.Close())
+	}
+	return nil
+}
+
 // startNetwork makes the guest have a network, once; who comes later waits for that.
 func (p *Pod) startNetwork(ctx context.Context, n *podNetwork, vm *factory.VM) error {
 	select {
@@ -179,6 +232,9 @@ func (p *Pod) closeNetwork(n *podNetwork) {
 	defer cancel()
 	err := n.mirror.Close(ctx)
 	n.endNames()
+	if n.user != nil {
+		err = errors.Join(err, n.user.Close())
+	}
 	err = errors.Join(err, n.ns.Close())
 	if err != nil {
 		p.log.Error("close network", "network", n.id, "err", err) // its record is on disk

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -82,7 +83,10 @@ type Config struct {
 	// Mirror makes what mirrors a network namespace of the host in the guest, as the network with this id;
 	// it calls save before it does what must be undone if this process is killed.
 	Mirror func(id string, ns *network.Namespace, vcpus int, save func(network.Record) error) Mirror
-	Log    *slog.Logger
+	// UserNetwork connects a new network namespace that nobody has put an interface into; nil: it stays alone. The
+	// result is closed with the network.
+	UserNetwork func(ctx context.Context, ns *network.Namespace) (io.Closer, error)
+	Log         *slog.Logger
 }
 
 // Pod is one VM and all that lives in it. Its exported methods are safe for

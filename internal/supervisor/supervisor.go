@@ -215,8 +215,15 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 	if opts.Debug {
 		vm.KernelArgs = append(vm.KernelArgs, "runv.log=debug", "loglevel=7")
 	}
+	var userNetwork func(context.Context, *network.Namespace) (io.Closer, error)
+	if cfg.Pasta != "" {
+		userNetwork = func(ctx context.Context, ns *network.Namespace) (io.Closer, error) {
+			return network.StartPasta(ctx, cfg.Pasta, ns, cgroup.Start)
+		}
+	}
 	return pod.New(pod.Config{
-		Record: record, VM: vm,
+		UserNetwork: userNetwork,
+		Record:      record, VM: vm,
 		DefaultVCPUs: cfg.DefaultVCPUs, DefaultMemory: cfg.DefaultMemory, IdleTimeout: idleTimeout,
 		Factory: factory.Direct{Driver: driver, BootTimeout: cfg.BootTimeout},
 		Share:   share, Cgroup: cgroup, Recorder: store, StandIns: s.standIns, Journal: s.journal, Log: log,

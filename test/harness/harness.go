@@ -197,7 +197,8 @@ func (e *Env) left() string {
 func children() string {
 	var b strings.Builder
 	reap(func(name string) bool {
-		return strings.HasPrefix(name, "runv") || strings.HasPrefix(name, "qemu") || strings.HasPrefix(name, "virtiofsd")
+		return strings.HasPrefix(name, "runv") || strings.HasPrefix(name, "qemu") || strings.HasPrefix(name, "virtiofsd") ||
+			strings.HasPrefix(name, "pasta")
 	}, func(pid int, name string) {
 		cmdline, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
 		fmt.Fprintf(&b, "process %d %s: %.200s\n", pid, name, bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '}))

@@ -260,3 +260,56 @@ nsenter --net=/proc/$pid/ns/net ip link set eth0 up
 		return err != nil
 	})
 }
+
+// TestUserNetwork gives a container that asks for it a network like the host's, without a namespace of anybody else's.
+func TestUserNetwork(t *testing.T) {
+	e := harness.New(t)
+	host, world := harness.NewNetNS(t), harness.NewNetNS(t)
+	host.Veth("up0", []string{"10.9.0.2/24"}, world, "world0", []string{"10.9.0.1/24", "10.9.0.7/24"})
+	host.AddRoute("", "10.9.0.1")
+	asks := func(value string) func(*specs.Spec) {
+		return func(s *specs.Spec) { s.Annotations = map[string]string{"dev.runv.network": value} }
+	}
+	bundle := e.Bundle([]string{"sleep", "1000"}, asks("user"))
+	onHost := func(args ...string) (r harness.Result) {
+		assert.NilError(t, host.Do(func() error { r = e.Run(args...); return nil }))
+		return r
+	}
+	r := onHost("run", "--detach", "--bundle", bundle, "web")
+	assert.Equal(t, r.Code, 1)
+	assert.Equal(t, r.Stderr, "runv: create web: annotations[dev.runv.network]: no pasta is configured\n")
+
+	e.Setenv = map[string]string{"RUNV_PASTA": "pasta"}
+	r = onHost("run", "--bundle", e.Bundle([]string{"true"}, asks("mine")), "web")
+	assert.Assert(t, strings.Contains(r.Stderr, `annotations[dev.runv.network]: "mine" is not "user"`), r.Stderr)
+	r = onHost("run", "--detach", "--bundle", bundle, "web")
+	assert.Equal(t, r.Code, 0, r.Stderr)
+	var server net.Listener
+	assert.NilError(t, world.Do(func() (err error) { server, err = net.Listen("tcp", "10.9.0.7:80"); return err }))
+	defer server.Close()
+	go func() {
+		for {
+			conn, err := server.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(conn, "hello\n")
+			_ = conn.Close()
+		}
+	}()
+	assert.Equal(t, e.OK("exec", "web", "nc", "10.9.0.7", "80"), "hello\n")
+	assert.Assert(t, has("inet 10.9.0.2/24")(e.OK("exec", "web", "ip", "addr", "show", "up0")))
+	e.OK("delete", "--force", "web")
+	assert.Equal(t, len(host.Traces()), 0)
+
+	// It dies with the supervisor, however that dies.
+	r = onHost("run", "--detach", "--bundle", bundle, "web")
+	assert.Equal(t, r.Code, 0, r.Stderr)
+	assert.NilError(t, syscall.Kill(e.Pod("web").Supervisor.PID, syscall.SIGKILL))
+	e.OK("delete", "--force", "web")
+	e.CheckNothingLeft()
+
+	// Without the annotation there is none.
+	r = onHost("run", "--bundle", e.Bundle([]string{"ls", "/sys/class/net"}), "web")
+	assert.Equal(t, r.Stdout, "lo\n", r.Stderr)
+}
