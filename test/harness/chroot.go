@@ -3,6 +3,7 @@ package harness
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -85,8 +86,22 @@ func pivot(wd string) error {
 	if err := unix.Chdir(wd); err != nil {
 		return err
 	}
-	err = unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), ownRoot+"=1"))
+	err = unix.Exec(program(), os.Args, append(os.Environ(), ownRoot+"=1"))
 	return fmt.Errorf("execute the tests again: %w", err)
+}
+
+// program is a path of this program, by its name where possible: executed as /proc/self/exe it would be the file
+// on the root that it has left, of which os.Executable knows no path.
+func program() string {
+	const exe = "/proc/self/exe"
+	name, err := filepath.Abs(os.Args[0])
+	if err != nil {
+		return exe
+	}
+	if _, err := os.Stat(name); err != nil {
+		return exe
+	}
+	return name
 }
 
 func openRoot() (int, error) {
