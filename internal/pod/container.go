@@ -195,10 +195,12 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 		return 0, err
 	}
 	hooked := time.Now()
-	if firstThere {
+	if net != nil {
 		if err := p.connectUser(ctx, net, b); err != nil {
 			return 0, err
 		}
+	}
+	if firstThere {
 		vmm, err := p.awaitVMM(ctx)
 		if err != nil {
 			return 0, err

@@ -50,11 +50,13 @@ func (p *Pod) joinNetwork(ctx context.Context, c *container, b *bundle.Bundle, s
 		return nil, false, nil
 	}
 	ns, err := openNetNS(path, standIn)
-	if err == nil && path == "" {
-		err = setLoopbackUp(ns)
-	}
 	if err != nil {
 		return nil, false, fmt.Errorf("network: %w", err)
+	}
+	if path == "" {
+		if err := setLoopbackUp(ns); err != nil {
+			return nil, false, fmt.Errorf("network: %w", errors.Join(err, ns.Close()))
+		}
 	}
 	err = p.do(ctx, func() error {
 		if p.state == Stopping || p.state == Stopped {
@@ -121,7 +123,8 @@ func (p *Pod) saveNetwork(n *podNetwork, r network.Record) error {
 	return p.do(context.Background(), func() error {
 		n.record = r
 		p.record.Networks = nil
-		for _, known := range p.networks {
+		p.leaving = slices.DeleteFunc(p.leaving, func(l *podNetwork) bool { return len(l.record.Links) == 0 })
+		for _, known := range slices.Concat(p.networks, p.leaving) {
 			if len(known.record.Links) > 0 {
 				p.record.Networks = append(p.record.Networks, known.record)
 			}
@@ -222,6 +225,7 @@ func (p *Pod) dropNetwork(n *podNetwork) bool {
 	i := slices.Index(p.networks, n)
 	if i >= 0 {
 		p.networks = slices.Delete(p.networks, i, i+1)
+		p.leaving = append(p.leaving, n)
 	}
 	return i >= 0
 }
@@ -248,6 +252,7 @@ func (p *Pod) closeNetworks() {
 	var all []*podNetwork
 	_ = p.do(context.Background(), func() error {
 		all, p.networks = p.networks, nil
+		p.leaving = append(p.leaving, all...)
 		return nil
 	})
 	for _, n := range all {

@@ -28,6 +28,7 @@ type mirrors struct {
 	deeds   []string
 	prepare error
 	start   error
+	close   error
 }
 
 func (m *mirrors) did(format string, args ...any) {
@@ -66,7 +67,7 @@ func (m *paperMirror) Start(context.Context, network.VM, network.Guest) error {
 
 func (m *paperMirror) Close(context.Context) error {
 	m.all.did("close %s", m.id)
-	return nil
+	return m.all.close
 }
 
 // inNetNS makes a network namespace and returns a path of it that lasts as long as the test.
@@ -182,4 +183,34 @@ func TestPhasesGoWithTheirContainer(t *testing.T) {
 	for _, ph := range w.podRecord().Phases {
 		assert.Assert(t, !strings.HasSuffix(ph.Name, " b"), ph.Name)
 	}
+}
+
+// What a mirror could not take down stays in the record, for whoever removes the pod.
+func TestRecordOutlivesAFailedClose(t *testing.T) {
+	w := newWorld(t)
+	w.mirrors.close = errors.New("qdisc is busy")
+	_, err := w.create("a", 1)
+	assert.NilError(t, err)
+	assert.NilError(t, w.pod.Shutdown(t.Context()))
+	assert.NilError(t, <-w.ran)
+	w.ran <- nil
+	assert.DeepEqual(t, w.podRecord().Networks[0].Links, []int{7})
+}
+
+// The wish for a network like the host's is not passed over where it cannot be granted.
+func TestNetworkAnnotationOfOneThatJoins(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("a", 1)
+	assert.NilError(t, err)
+	w.edit(func(s *specs.Spec) {
+		s.Annotations = map[string]string{"dev.runv.network": "user"}
+		for i := range s.Linux.Namespaces {
+			if ns := &s.Linux.Namespaces[i]; ns.Type == specs.NetworkNamespace {
+				ns.Path = "/proc/self/ns/net"
+			}
+		}
+	})
+	_, err = w.create("b", 2)
+	assert.ErrorContains(t, err, "annotations[dev.runv.network]: the container has a network namespace of somebody else's")
+	assert.Equal(t, w.status("a"), state.Created)
 }

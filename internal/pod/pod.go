@@ -106,7 +106,8 @@ type Pod struct {
 	record     state.Pod
 	containers map[string]*container
 	networks   []*podNetwork
-	lastNet    int // number of the newest network
+	leaving    []*podNetwork // dropped, with what they have made in their namespaces still recorded
+	lastNet    int           // number of the newest network
 	vm         *factory.VM
 	failure    error            // why the VM ended, if nobody asked it to
 	pending    int              // ends that are still to be told, records still to be removed
