@@ -137,7 +137,10 @@ func (fs *FS) withRoom(f func() (int, error)) (int, error) {
 func (fs *FS) reopen(n *node) (int, error) {
 	fd, err := fs.withRoom(func() (int, error) {
 		if n.handle != nil {
-			return fs.reopenByHandle(n)
+			fd, err := fs.reopenByHandle(n)
+			if err == nil || errors.Is(err, unix.ESTALE) {
+				return fd, err
+			}
 		}
 		return fs.reopenByPlace(n)
 	})
@@ -178,14 +181,29 @@ func (fs *FS) mountDescriptor(m *mount) (fd int, done func(), err error) {
 		return -1, nil, err
 	}
 	defer fs.release(dir)
-	if fd, err = openat(dir.fd, name, unix.O_PATH|unix.O_NOFOLLOW, 0); err != nil {
+	path, err := openat(dir.fd, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
 		return -1, nil, err
 	}
-	if st, err := stat(fd); err != nil || st.Mnt_id != m.id {
-		_ = unix.Close(fd)
-		return -1, nil, unix.ESTALE
+	defer unix.Close(path)
+	st, err := stat(path)
+	if err != nil || st.Mnt_id != m.id {
+		return -1, nil, unix.ESTALE // it has been unmounted
+	}
+	if fd, err = fs.openMount(path, &st); err != nil {
+		return -1, nil, err
 	}
 	return fd, func() { _ = unix.Close(fd) }, nil
+}
+
+// openMount opens the root of a mount so that handles can be opened by it; O_PATH is not enough for that
+// (open_by_handle_at(2)).
+func (fs *FS) openMount(root int, st *unix.Statx_t) (int, error) {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR, unix.S_IFREG:
+		return unix.Open(fs.path(root), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
+	}
+	return -1, unix.EOPNOTSUPP
 }
 
 func (fs *FS) reopenByPlace(n *node) (int, error) {

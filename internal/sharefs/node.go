@@ -166,10 +166,8 @@ func (fs *FS) newNode(parent *node, name string, k key, st *unix.Statx_t, handle
 		m = &mount{id: k.mount, parent: parent, name: name, volume: n.volume, rootNode: n, fd: -1}
 		m.top = parent == nil || parent.mount.parent == nil
 		if m.top {
-			if dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
-				m.fd = dup
-			} else {
-				m.top = false
+			if opened, err := fs.openMount(fd, st); err == nil {
+				m.fd = opened
 			}
 		}
 		fs.mounts[k.mount] = m

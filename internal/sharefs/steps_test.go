@@ -111,12 +111,14 @@ func (s step) run(dir string) (string, error) {
 			return "", err
 		}
 		defer unix.Close(fd)
-		if s.A != 0 {
-			if err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, s.A); err != nil {
-				return "", err
-			}
-		}
 		flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+		if err != nil || s.A == 0 {
+			return fmt.Sprintf("%#x", flags), err
+		}
+		if err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags|s.A); err != nil {
+			return "", err
+		}
+		flags, err = unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
 		return fmt.Sprintf("%#x", flags), err
 	case "list":
 		fd, err := unix.Open(at(s.Path), unix.O_RDONLY|unix.O_DIRECTORY, 0)
