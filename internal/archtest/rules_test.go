@@ -88,7 +88,7 @@ func importRules() []importRule {
 		{
 			from: []string{
 				"internal/console", "internal/cpulist", "internal/hook", "internal/hostcgroup", "internal/journal",
-				"internal/mountns", "internal/resolver", "internal/rpcerror", "internal/stdio", "internal/transport", "internal/unixsock",
+				"internal/mountns", "internal/resolver", "internal/rpcerror", "internal/stdio", "internal/transport", "internal/unixsock", "internal/vhostuser",
 			},
 			only: []string{},
 			why:  "leaves: each can be read, tested and used alone",
