@@ -1,8 +1,8 @@
 // Command runv runs OCI containers, each pod in a virtual machine of its own.
 //
 // One binary has several faces: the command line that runc's callers use, and
-// the processes that it starts of itself: the supervisor of a pod, the stand-in of
-// a container process, and what tells the host that memory ran out in a guest.
+// the processes that it starts of itself: the supervisor of a pod, the server of a
+// pod's share, the stand-in of a container process, and what tells the host that memory ran out in a guest.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 
 	"runv/internal/cli"
 	"runv/internal/hostcgroup"
+	"runv/internal/shareserver"
 	"runv/internal/standin"
 	"runv/internal/supervisor"
 )
@@ -27,6 +28,8 @@ func run(args []string) int {
 		switch args[1] {
 		case "supervisor":
 			return supervisor.Main(args[2:], version)
+		case shareserver.Face:
+			return shareserver.Main(args[2:])
 		case "standin":
 			return standin.Main(args[2:])
 		case hostcgroup.VictimFace:

@@ -19,7 +19,7 @@ func importRules() []importRule {
 	return []importRule{
 		{
 			from: []string{"cmd/..."},
-			only: []string{"internal/cli", "internal/hostcgroup", "internal/standin", "internal/supervisor", "internal/guest/..."},
+			only: []string{"internal/cli", "internal/hostcgroup", "internal/shareserver", "internal/standin", "internal/supervisor", "internal/guest/..."},
 			why:  "a main parses, wires and runs one of the program's faces",
 		},
 		{
@@ -100,6 +100,11 @@ func importRules() []importRule {
 				"internal/pod", "internal/supervisor",
 			},
 			why: "what lies below the pod does not look up",
+		},
+		{
+			from: []string{"internal/shareserver"},
+			only: []string{"internal/bundle/seccomp", "internal/sharefs", "internal/vhostuser"},
+			why:  "the confined process consists of what it needs to serve, and of what confines it",
 		},
 		{
 			from: []string{"image/..."},

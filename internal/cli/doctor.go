@@ -20,7 +20,7 @@ import (
 	"runv/internal/hypervisor"
 	"runv/internal/hypervisor/qemu"
 	"runv/internal/network"
-	"runv/internal/storage"
+	"runv/internal/sharefs"
 )
 
 // doctorTimeout bounds all of doctor: it starts programs to ask their version.
@@ -32,7 +32,7 @@ func (a *app) doctorCommand() *urfave.Command {
 		Name:     "doctor",
 		Usage:    "check whether this machine can run containers, and say what to do",
 		Category: groupSetup,
-		Description: `Checks the user's rights, the configuration, the accelerator, QEMU, virtiofsd,
+		Description: `Checks the user's rights, the configuration, the accelerator, QEMU, the limit of open files,
 the guest's files, the state directory, cgroups and the network. Changes nothing. Each
 finding has a code that stays the same between versions, a severity (ok, note,
 warning or error) and, where something is to be done, a remedy.
@@ -118,7 +118,7 @@ func (a *app) examine(ctx context.Context) []finding {
 	}
 	found = append(found, checkAccel(cfg))
 	found = append(found, checkQEMU(ctx, cfg)...)
-	found = append(found, checkVirtiofsd(ctx, cfg), checkGuest(cfg), a.checkState(), checkCgroups(), checkNetwork())
+	found = append(found, checkFiles(), checkGuest(cfg), a.checkState(), checkCgroups(), checkNetwork())
 	return found
 }
 
@@ -145,7 +145,7 @@ func checkUser() finding {
 		{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "mounts root file systems into the pod's share"},
 		{unix.CAP_SETUID, "CAP_SETUID", "runs QEMU as another user"},
 		{unix.CAP_SETGID, "CAP_SETGID", "runs QEMU as another group"},
-		{unix.CAP_CHOWN, "CAP_CHOWN", "has virtiofsd, which gives files to the container's users"},
+		{unix.CAP_CHOWN, "CAP_CHOWN", "has the share server, which gives files to the container's users"},
 		{unix.CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE", "reads root file systems of any owner"},
 		{unix.CAP_KILL, "CAP_KILL", "ends QEMU, which is another user's"},
 		{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "connects the container's network to the VM"},
@@ -232,12 +232,25 @@ func fileFinding(code string, err error, remedy string) finding {
 	return finding{code, severityError, message, remedy}
 }
 
-func checkVirtiofsd(ctx context.Context, cfg *config.Effective) finding {
-	daemon, err := storage.FindVirtiofsd(ctx, cfg.Virtiofsd)
-	if err != nil {
-		return finding{"virtiofsd.missing", severityError, err.Error(), "install virtiofsd (Debian 12: qemu-system-common), or set virtiofsd in the configuration"}
+// enoughFiles is how many files the share server of a busy container may have to keep open.
+const enoughFiles = 16384
+
+// checkFiles tells of a limit that a container meets as "too many open files in system". The share server's descriptors are
+// those of the files that the container has open, and a bounded number of others.
+func checkFiles() finding {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return finding{"files", severityWarning, fmt.Sprintf("read limit of open files: %v", err), ""}
 	}
-	return finding{"virtiofsd", severityOK, fmt.Sprintf("virtiofsd at %s (%s)", daemon.Path, daemon.Style), ""}
+	if limit.Max < enoughFiles {
+		return finding{
+			"files.few", severityWarning,
+			fmt.Sprintf("a container can have about %d files of the host open at a time: the hard limit of open files is %d",
+				sharefs.LimitsFor(limit.Max).Files, limit.Max),
+			fmt.Sprintf("raise the hard limit (ulimit -Hn, LimitNOFILE= of the engine's unit) to %d or more", enoughFiles),
+		}
+	}
+	return finding{"files", severityOK, fmt.Sprintf("hard limit of open files: %d", limit.Max), ""}
 }
 
 func checkGuest(cfg *config.Effective) finding {

@@ -107,7 +107,7 @@ func absolutePaths(cfg *config.Effective) []string {
 	var env []string
 	for _, k := range config.Keys() {
 		path := map[string]string{
-			"qemu": cfg.QEMU, "virtiofsd": cfg.Virtiofsd, "pasta": cfg.Pasta, "guest_dir": cfg.GuestDir, "kernel": cfg.Kernel, "initrd": cfg.Initrd,
+			"qemu": cfg.QEMU, "pasta": cfg.Pasta, "guest_dir": cfg.GuestDir, "kernel": cfg.Kernel, "initrd": cfg.Initrd,
 		}[k.Name]
 		if path != "" && cfg.Origins[k.Name].Kind == "env" {
 			env = append(env, k.Env()+"="+path)

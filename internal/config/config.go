@@ -29,7 +29,6 @@ const envFile = "RUNV_CONFIG"
 type Config struct {
 	Accel         string // auto, kvm or tcg
 	QEMU          string // program; empty: the driver looks for it
-	Virtiofsd     string // program; empty: storage looks for it
 	Pasta         string // program; empty: no network for containers that nobody gives one
 	GuestDir      string // absolute; empty: beside the executable
 	Kernel        string // absolute; empty: in the guest directory
@@ -119,8 +118,6 @@ func Keys() []Key {
 		},
 		path("qemu", program, "QEMU's program; empty: found in the usual places",
 			func(c *Config) *string { return &c.QEMU }),
-		path("virtiofsd", program, "virtiofsd's program; empty: found in the usual places",
-			func(c *Config) *string { return &c.Virtiofsd }),
 		path("pasta", program, "pasta's program: a network like the host's for containers to which nobody gives one; empty: none",
 			func(c *Config) *string { return &c.Pasta }),
 		path("guest_dir", filePath, "directory of the guest's files; empty: beside the executable",
@@ -149,7 +146,7 @@ func Keys() []Key {
 		},
 		{
 			Name: "vmm_memory", Default: "256MiB",
-			Doc: "what QEMU and virtiofsd may take beyond the VM's memory, when the container's is limited",
+			Doc: "what QEMU and the share server may take beyond the VM's memory, when the container's is limited",
 			set: func(c *Config, s string) (err error) {
 				c.VMMMemory, err = parseVMMMemory(s)
 				return err

@@ -24,7 +24,6 @@ const maxFile = 1 << 20
 type document struct {
 	Accel         *string `toml:"accel"`
 	QEMU          *string `toml:"qemu"`
-	Virtiofsd     *string `toml:"virtiofsd"`
 	Pasta         *string `toml:"pasta"`
 	GuestDir      *string `toml:"guest_dir"`
 	Kernel        *string `toml:"kernel"`

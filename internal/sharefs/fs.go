@@ -62,6 +62,7 @@ type FS struct {
 	lockMu     sync.Mutex
 	lockChange chan struct{} // closed and made anew when a lock may have become free
 	waiting    map[uint64]*lockWait
+	lockWaits  chan struct{}
 }
 
 // New makes a file system. The calling process must be root, with Capabilities and Securebits, and with the umask 0.
@@ -73,7 +74,7 @@ func New(cfg Config) (*FS, error) {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(), proc: cfg.Proc, limits: cfg.Limits,
 		nodes: make(map[uint64]*node), keys: make(map[key]*node), mounts: make(map[uint64]*mount),
 		volumes: make(map[string]*volume), devices: make(map[uint64]uint64), files: make(map[uint64]*openFile),
-		lockChange: make(chan struct{}), waiting: make(map[uint64]*lockWait),
+		lockChange: make(chan struct{}), waiting: make(map[uint64]*lockWait), lockWaits: make(chan struct{}, 1),
 	}
 	fd, err := unix.FcntlInt(uintptr(cfg.Root), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {

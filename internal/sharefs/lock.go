@@ -55,6 +55,9 @@ func (fs *FS) Waiting(atLeast time.Duration) []int {
 	return slices.Sorted(maps.Keys(threads))
 }
 
+// LockWaits tells that there are requests that wait for locks, so that Waiting is worth a call.
+func (fs *FS) LockWaits() <-chan struct{} { return fs.lockWaits }
+
 // Interrupt ends the waits of threads with EINTR, at which the guest's kernel delivers their signals.
 func (fs *FS) Interrupt(threads []int) {
 	fs.lockMu.Lock()
@@ -145,6 +148,10 @@ func (fs *FS) awaitLock(cancel <-chan struct{}, f *openFile, in *fuse.LkIn) erro
 	}
 	fs.waiting[id] = w
 	fs.lockMu.Unlock()
+	select {
+	case fs.lockWaits <- struct{}{}:
+	default: // it was told already
+	}
 	defer func() {
 		fs.lockMu.Lock()
 		delete(fs.waiting, id)

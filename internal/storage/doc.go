@@ -1,7 +1,7 @@
 // Package storage makes directories and files of the host available to a VM.
 //
 // There is one mode so far: a Share, which is a directory served to the VM by a
-// virtiofsd of its own, as one virtiofs with the tag Tag. What a container
+// server of its own (internal/shareserver), as one virtiofs with the tag Tag. What a container
 // needs is bind-mounted below that directory:
 //
 //	DIR/<container>/rootfs       its root file system

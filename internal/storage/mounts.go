@@ -109,7 +109,7 @@ func cloneTree(path string, opts treeOptions) (_ tree, err error) {
 			return tree{}, err
 		}
 	}
-	// The daemon needs none of these on the host. What a device node or a
+	// The server needs none of these on the host. What a device node or a
 	// set-user-id bit means to the guest is the guest's affair.
 	all := unix.MountAttr{
 		Attr_set:    unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC,
@@ -206,8 +206,8 @@ func (t tree) attach(dir *os.File, path string) error {
 }
 
 // unmount detaches what is mounted on path; nothing mounted, or no such path,
-// is success. What the daemon still has open of it stays alive until the guest forgets
-// it, so a plain unmount, which refuses then, is only tried for the sake of a clean end.
+// is success. What the server still has open of it stays alive until that is
+// closed, so a plain unmount, which refuses then, is only tried for the sake of a clean end.
 func unmount(path string) error {
 	err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EBUSY) {

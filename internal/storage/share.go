@@ -27,7 +27,7 @@ const (
 	// GuestDir is where the guest's agent mounts it.
 	GuestDir = "/run/runv/share"
 
-	socketName = "virtiofsd.sock"
+	socketName = "share.sock"
 
 	// dirMode lets the root of a container's user namespace, who is somebody else to the guest's
 	// kernel, reach what it is to mount. On the host all is below a directory of root's own.
@@ -37,16 +37,14 @@ const (
 // ShareConfig describes a share.
 type ShareConfig struct {
 	// Dir is the directory to serve. It is made by Start and removed by Close;
-	// the daemon's socket is made beside it.
+	// the server's socket is made beside it.
 	Dir string
-	// Virtiofsd is the daemon's path, or its name in PATH; empty: the usual places.
-	Virtiofsd string
-	// LogFile gets what the daemon says, at most 4 MiB; empty: nothing does.
+	// LogFile gets what the server says, at most 4 MiB; empty: nothing does.
 	LogFile string
 	// HostMounts is where the paths given to Add are looked up; nil: this process's own
 	// namespace. It stays the caller's, open until Close.
 	HostMounts *mountns.Host
-	// Launch starts the daemon as the command's own Start does, in a cgroup for example; nil: that is
+	// Launch starts the server as the command's own Start does, in a cgroup for example; nil: that is
 	// enough.
 	Launch func(cmd *exec.Cmd) error
 	Log    *slog.Logger
@@ -75,6 +73,9 @@ type Bind struct {
 	Recursive bool   // with what is mounted below it
 	ReadOnly  bool   // with Recursive also what is mounted below it
 	IDMap     *IDMap // nil: the files' owners are those on the host
+	// Exclusive says that nobody but this VM changes the files while it runs, so that the guest may cache what it reads of
+	// them for a second without asking. Otherwise the guest asks the host each time, if the bind can be written to.
+	Exclusive bool
 }
 
 // Mapping tells where the guest finds what Add added.
@@ -87,7 +88,7 @@ type Mapping struct {
 // Start once and first.
 type Share struct {
 	cfg    ShareConfig
-	daemon *daemon // set by Start
+	server *server
 
 	// dir is the served mount: mounts go here. below is the directory under it,
 	// which alone can be written to: mount points are made here.
@@ -116,39 +117,31 @@ type added struct{ points []string }
 
 // NewShare makes a share that is not served yet.
 func NewShare(cfg ShareConfig) *Share {
-	return &Share{cfg: cfg, daemon: newDaemon(), containers: make(map[string]*container), volumes: make(map[*volume]struct{})}
+	return &Share{cfg: cfg, server: newServer(), containers: make(map[string]*container), volumes: make(map[*volume]struct{})}
 }
 
-// Start makes the directory and starts the daemon. It returns when the daemon waits for the
-// VMM. ctx bounds Start only. errdefs.ErrNotFound when there is no daemon. After an
-// error nothing is left.
+// Start makes the directory and starts the server. It returns when the server waits for the
+// VMM. ctx bounds Start only. After an error nothing is left.
 func (s *Share) Start(ctx context.Context) error {
 	if err := s.start(ctx); err != nil {
-		s.daemon.never()
+		s.server.never()
 		return errors.Join(fmt.Errorf("start share: %w", err), s.removeDir())
 	}
 	return nil
 }
 
 func (s *Share) start(ctx context.Context) error {
-	program, err := FindVirtiofsd(ctx, s.cfg.Virtiofsd)
-	if err != nil {
-		return err
-	}
 	if !filepath.IsAbs(s.cfg.Dir) {
 		return fmt.Errorf("relative directory %q: %w", s.cfg.Dir, errdefs.ErrInvalidArgument)
-	}
-	if program.Style == StyleC && strings.Contains(s.cfg.Dir, ",") {
-		return fmt.Errorf("directory %s: virtiofsd of this version cannot serve a name with a comma: %w", s.cfg.Dir, errdefs.ErrInvalidArgument)
 	}
 	if err := s.makeDir(); err != nil {
 		return err
 	}
-	return s.daemon.start(ctx, program, s.cfg)
+	return s.server.start(ctx, s.cfg)
 }
 
-// makeDir makes the directory and mounts it on itself, so that it is read-only for the daemon.
-// Shared, because the daemon lives in a mount namespace of its own, which mounts that come later
+// makeDir makes the directory and mounts it on itself, so that it is read-only for the server.
+// Shared, because the server lives in a mount namespace of its own, which mounts that come later
 // must reach.
 func (s *Share) makeDir() (err error) {
 	if err = os.Mkdir(s.cfg.Dir, dirMode); err != nil && !errors.Is(err, os.ErrExist) {
@@ -206,18 +199,35 @@ func (s *Share) removeDir() error {
 	return nil
 }
 
-// Socket is the path of the daemon's listening socket.
+// Socket is the path of the server's listening socket.
 func (s *Share) Socket() string { return filepath.Join(filepath.Dir(s.cfg.Dir), socketName) }
 
-// Done is closed when the daemon has ended.
-func (s *Share) Done() <-chan struct{} { return s.daemon.done }
+// Done is closed when the server has ended.
+func (s *Share) Done() <-chan struct{} { return s.server.done }
 
-// Err tells after Done why the daemon ended: nil when Close did that or when the daemon
+// Err tells after Done why the server ended: nil when Close did that or when the server
 // itself stopped in order, as it does when the VMM leaves; else an error with its last words.
-func (s *Share) Err() error { return s.daemon.ended() }
+func (s *Share) Err() error { return s.server.ended() }
 
-// Processes are the daemon's processes on the host, none before Start.
-func (s *Share) Processes() []int { return s.daemon.processes() }
+// Processes are the server's processes on the host, none before Start.
+func (s *Share) Processes() []int {
+	if pid := s.server.process(); pid != 0 {
+		return []int{pid}
+	}
+	return nil
+}
+
+// LockWaits tells which threads of the guest, by their numbers in the agent's pid namespace, wait for a lock on a file of
+// the share: again and again as long as they do. The guest names the numbers. nil before Start.
+func (s *Share) LockWaits() <-chan []int {
+	if c := s.server.client(); c != nil {
+		return c.Waiting()
+	}
+	return nil
+}
+
+// InterruptWaits ends the waits of threads for locks: they have a signal to handle.
+func (s *Share) InterruptWaits(threads []int) error { return s.server.client().Interrupt(threads) }
 
 // Add makes a container's root and binds (by number) visible to the VM. Errors
 // name the path: errdefs.ErrNotFound when it does not exist. errdefs.ErrAlreadyExists when the
@@ -368,6 +378,11 @@ func (s *Share) remove(id string, c *container) error {
 		}
 		c.volumes = c.volumes[:last]
 	}
+	if len(c.points) > 0 {
+		if err := s.server.forget(id); err != nil {
+			s.cfg.Log.Warn("share", "container", id, "err", err) // a plain unmount may be refused then
+		}
+	}
 	if err := s.removePoints(&c.added); err != nil {
 		return err
 	}
@@ -401,14 +416,14 @@ func (s *Share) removePoints(a *added) error {
 	return nil
 }
 
-// Close stops the daemon, removes all containers, and then the directory and the socket. ctx
-// bounds the wait for the daemon's end. Idempotent; after an error it can be called again.
+// Close stops the server, removes all containers, and then the directory and the socket. ctx
+// bounds the wait for the server's end. Idempotent; after an error it can be called again.
 func (s *Share) Close(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
 	ids := slices.Sorted(maps.Keys(s.containers))
 	s.mu.Unlock()
-	errs := []error{s.daemon.stop(ctx)}
+	errs := []error{s.server.stop(ctx)}
 	for _, id := range ids {
 		errs = append(errs, s.Remove(id))
 	}

@@ -2,7 +2,6 @@ package storage_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -10,8 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +20,7 @@ import (
 	"gotest.tools/v3/poll"
 
 	"runv/internal/mountns"
+	"runv/internal/shareserver"
 	"runv/internal/storage"
 )
 
@@ -32,6 +30,9 @@ var hostMounts *mountns.Host
 // TestMain moves the tests to a mount namespace of their own, so that a test that crashes leaves no
 // mounts behind.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == shareserver.Face {
+		os.Exit(shareserver.Main(os.Args[2:]))
+	}
 	if os.Geteuid() == 0 {
 		var err error
 		if hostMounts, err = mountns.Enter(); err != nil {
@@ -46,7 +47,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// serve is a process with a share: it tells the daemon's processes when a VMM has connected, and
+// serve is a process with a share: it tells the server's process when a VMM has connected, and
 // then does nothing but be there to be killed.
 func serve(pod string) error {
 	ctx := context.Background()
@@ -59,9 +60,6 @@ func serve(pod string) error {
 		return err
 	}
 	defer conn.Close()
-	for len(s.Processes()) < 2 && s.Err() == nil {
-		runtime.Gosched()
-	}
 	fmt.Fprintln(os.Stdout, s.Processes())
 	<-s.Done()
 	return s.Err()
@@ -72,19 +70,16 @@ func needsRoot(t *testing.T) {
 	if hostMounts == nil {
 		t.Skip("needs root, to mount")
 	}
-	if _, err := storage.FindVirtiofsd(t.Context(), ""); err != nil {
-		t.Skip(err)
-	}
 }
 
-// newShare starts a share with a real daemon. At the test's end it is
+// newShare starts a share with a real server. At the test's end it is
 // closed, and then nothing of it may be left.
 func newShare(t *testing.T) (*storage.Share, storage.ShareConfig) {
 	t.Helper()
 	needsRoot(t)
 	pod := t.TempDir()
 	cfg := storage.ShareConfig{
-		Dir: filepath.Join(pod, "share"), LogFile: filepath.Join(pod, "virtiofsd.log"), Log: slog.New(slog.DiscardHandler),
+		Dir: filepath.Join(pod, "share"), LogFile: filepath.Join(pod, "share.log"), Log: slog.New(slog.DiscardHandler),
 	}
 	s := storage.NewShare(cfg)
 	assert.NilError(t, s.Start(t.Context()))
@@ -104,7 +99,7 @@ func checkNothingLeft(t *testing.T, pod string, pids []int) {
 	entries, err := os.ReadDir(pod)
 	assert.NilError(t, err)
 	for _, e := range entries {
-		assert.Equal(t, e.Name(), "virtiofsd.log")
+		assert.Equal(t, e.Name(), "share.log")
 	}
 	for _, pid := range pids {
 		assert.Assert(t, !alive(pid), "process %d", pid)
@@ -131,22 +126,15 @@ func mountsBelow(t *testing.T, mountinfo, dir string) []string {
 	return points
 }
 
-// connect does what a VMM does first, so that the daemon goes to its own
-// namespaces. It returns the root directory that the daemon serves, by way of /proc.
+// connect does what a VMM does first. It returns the root directory that the server serves, by way of /proc.
 func connect(t *testing.T, s *storage.Share) (served string) {
 	t.Helper()
 	conn, err := net.Dial("unix", s.Socket())
 	assert.NilError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
-	poll.WaitOn(t, func(poll.LogT) poll.Result {
-		if pids := s.Processes(); len(pids) == 2 {
-			served = fmt.Sprintf("/proc/%d/root", pids[1])
-			if _, err := os.Stat(served + "/proc"); errors.Is(err, os.ErrNotExist) { // it has left the host's root
-				return poll.Success()
-			}
-		}
-		return poll.Continue("processes %v", s.Processes())
-	}, poll.WithDelay(time.Millisecond))
+	served = fmt.Sprintf("/proc/%d/root", s.Processes()[0])
+	_, err = os.Stat(served + "/proc")
+	assert.ErrorIs(t, err, os.ErrNotExist) // it has left the host's root
 	return served
 }
 
@@ -206,21 +194,21 @@ func TestShareServesContainers(t *testing.T) {
 	})
 	assert.NilError(t, err)
 	assert.DeepEqual(t, m, storage.Mapping{Root: "/run/runv/share/c2/rootfs", Binds: map[int]string{
-		3: "/run/runv/share/@1/public", 7: "/run/runv/share/@2/volume",
+		3: "/run/runv/share/@1~coherent/public", 7: "/run/runv/share/@2~coherent/volume",
 	}})
 	assert.DeepEqual(t, list(t, served+"/c2"), []string{"rootfs", "rootfs/etc", "rootfs/etc/hostname"})
-	assert.DeepEqual(t, list(t, served+"/@1"), []string{"public"})
-	assert.DeepEqual(t, list(t, served+"/@2"), []string{"volume", "volume/file"})
-	assert.Equal(t, read(t, served+"/@1/public"), "p")
+	assert.DeepEqual(t, list(t, served+"/@1~coherent"), []string{"public"})
+	assert.DeepEqual(t, list(t, served+"/@2~coherent"), []string{"volume", "volume/file"})
+	assert.Equal(t, read(t, served+"/@1~coherent/public"), "p")
 
 	// It is coherent both ways.
-	write(t, served+"/@2/volume/new", "from the guest")
+	write(t, served+"/@2~coherent/volume/new", "from the guest")
 	assert.Equal(t, read(t, src+"/volume/new"), "from the guest")
 	write(t, served+"/c2/rootfs/tmp/x", "x")
 	assert.Equal(t, read(t, src+"/root2/tmp/x"), "x")
 
 	// Beside what is shared there is nothing to write to.
-	for _, dir := range []string{"", "/c2", "/@1"} {
+	for _, dir := range []string{"", "/c2", "/@1~coherent"} {
 		assert.ErrorIs(t, os.WriteFile(served+dir+"/x", nil, 0o600), unix.EROFS)
 	}
 
@@ -332,7 +320,7 @@ func TestShareRemovesUsedContainer(t *testing.T) {
 	_, err := s.Add(t.Context(), "c", storage.Root{Path: src + "/root"}, nil)
 	assert.NilError(t, err)
 	for _, path := range []string{served + "/c/rootfs/file", cfg.Dir + "/c/rootfs/sub/inner"} {
-		f, err := os.Open(path) // as the daemon has open what the guest knows
+		f, err := os.Open(path) // as the server has open what the guest has
 		assert.NilError(t, err)
 		defer f.Close()
 	}
@@ -412,7 +400,7 @@ func TestShareHostMounts(t *testing.T) {
 	_, err := s.Add(t.Context(), "c", storage.Root{Path: src + "/root"}, map[int]storage.Bind{0: {Source: src + "/root/file"}})
 	assert.NilError(t, err)
 	assert.Equal(t, read(t, served+"/c/rootfs/file"), "host")
-	assert.Equal(t, read(t, served+"/@1/file"), "host")
+	assert.Equal(t, read(t, served+"/@1~coherent/file"), "host")
 	// The host sees none of our mounts.
 	onHost(func() error {
 		assert.DeepEqual(t, mountsBelow(t, "/proc/thread-self/mountinfo", pod), []string{})
@@ -423,29 +411,18 @@ func TestShareHostMounts(t *testing.T) {
 	checkNothingLeft(t, pod, pids)
 }
 
-func TestDaemonKilled(t *testing.T) {
-	for name, which := range map[string]int{"first process": 0, "second process": 1} {
-		t.Run(name, func(t *testing.T) {
-			s, _ := newShare(t)
-			connect(t, s)
-			assert.NilError(t, s.Err())
-			pids := s.Processes()
-			assert.NilError(t, unix.Kill(pids[which], unix.SIGKILL))
-			<-s.Done()
-			assert.ErrorContains(t, s.Err(), "virtiofsd ended: ")
-			assert.ErrorContains(t, s.Err(), "it said last: ")
-			poll.WaitOn(t, func(poll.LogT) poll.Result {
-				if slices.ContainsFunc(pids, alive) {
-					return poll.Continue("%v", pids)
-				}
-				return poll.Success()
-			}, poll.WithDelay(time.Millisecond))
-			assert.Equal(t, len(s.Processes()), 0)
-		})
-	}
+func TestServerKilled(t *testing.T) {
+	s, _ := newShare(t)
+	connect(t, s)
+	assert.NilError(t, s.Err())
+	pids := s.Processes()
+	assert.NilError(t, unix.Kill(pids[0], unix.SIGKILL))
+	<-s.Done()
+	assert.ErrorContains(t, s.Err(), "share server ended: signal: killed; it said last: ")
+	assert.Equal(t, len(s.Processes()), 0)
 }
 
-// TestSupervisorKilled: the daemon and the mounts do not outlive the process that made them.
+// TestSupervisorKilled: the server and the mounts do not outlive the process that made them.
 func TestSupervisorKilled(t *testing.T) {
 	needsRoot(t)
 	pod := t.TempDir()
@@ -454,24 +431,24 @@ func TestSupervisorKilled(t *testing.T) {
 	out, err := cmd.StdoutPipe()
 	assert.NilError(t, err)
 	assert.NilError(t, cmd.Start())
-	var first, second int
-	_, err = fmt.Fscanf(out, "[%d %d]\n", &first, &second)
+	var server int
+	_, err = fmt.Fscanf(out, "[%d]\n", &server)
 	killErr := cmd.Process.Kill()
 	waitErr := cmd.Wait()
 	assert.NilError(t, err)
 	assert.NilError(t, killErr)
 	assert.ErrorContains(t, waitErr, "killed")
 	poll.WaitOn(t, func(poll.LogT) poll.Result {
-		if alive(first) || alive(second) {
-			return poll.Continue("%d, %d", first, second)
+		if alive(server) {
+			return poll.Continue("%d", server)
 		}
 		return poll.Success()
 	}, poll.WithDelay(time.Millisecond))
-	assert.DeepEqual(t, list(t, pod), []string{"share", "virtiofsd.sock"}) // plain files, for delete to remove
+	assert.DeepEqual(t, list(t, pod), []string{"share", "share.sock"}) // plain files, for delete to remove
 	assert.NilError(t, os.RemoveAll(pod))
 }
 
-func TestDaemonEndsWithVMM(t *testing.T) {
+func TestServerEndsWithVMM(t *testing.T) {
 	s, _ := newShare(t)
 	conn, err := net.Dial("unix", s.Socket())
 	assert.NilError(t, err)
@@ -482,23 +459,24 @@ func TestDaemonEndsWithVMM(t *testing.T) {
 
 func TestStartFails(t *testing.T) {
 	needsRoot(t)
+	instead := func(script string) func(*exec.Cmd) error {
+		return func(cmd *exec.Cmd) error {
+			cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", script}
+			return cmd.Start()
+		}
+	}
 	for name, test := range map[string]struct {
-		script string
+		launch func(*exec.Cmd) error
 		want   string
 	}{
-		"dies": {
-			"case $1 in --help) echo --shared-dir;; *) echo out of luck >&2; exit 3;; esac",
-			"virtiofsd ended: exit status 3; it said last: out of luck",
-		},
-		"ends":  {"echo --shared-dir", "virtiofsd ended at once"},
-		"other": {"echo hello", "probe virtiofsd"},
+		"dies":    {instead("echo out of luck >&2; exit 3"), "start share: share server ended: exit status 3; it said last: out of luck"},
+		"ends":    {instead("exit 0"), "start share: share server ended at once"},
+		"missing": {func(*exec.Cmd) error { return os.ErrNotExist }, "start share: start share server: file does not exist"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pod := t.TempDir()
-			program := write(t, t.TempDir()+"/virtiofsd", "#!/bin/sh\n"+test.script+"\n")
-			assert.NilError(t, os.Chmod(program, 0o700))
-			s := storage.NewShare(storage.ShareConfig{Dir: pod + "/share", Virtiofsd: program, Log: slog.New(slog.DiscardHandler)})
-			assert.ErrorContains(t, s.Start(t.Context()), test.want)
+			s := storage.NewShare(storage.ShareConfig{Dir: pod + "/share", Launch: test.launch, Log: slog.New(slog.DiscardHandler)})
+			assert.Error(t, s.Start(t.Context()), test.want)
 			<-s.Done()
 			checkNothingLeft(t, pod, nil)
 			assert.NilError(t, s.Close(t.Context()))
@@ -506,19 +484,11 @@ func TestStartFails(t *testing.T) {
 	}
 	t.Run("hangs", func(t *testing.T) {
 		pod := t.TempDir()
-		program := write(t, t.TempDir()+"/virtiofsd", "#!/bin/sh\n[ $1 = --help ] && echo --shared-dir && exit\nexec sleep 1000\n")
-		assert.NilError(t, os.Chmod(program, 0o700))
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
-		s := storage.NewShare(storage.ShareConfig{Dir: pod + "/share", Virtiofsd: program, Log: slog.New(slog.DiscardHandler)})
+		s := storage.NewShare(storage.ShareConfig{Dir: pod + "/share", Launch: instead("exec sleep 1000"), Log: slog.New(slog.DiscardHandler)})
 		assert.ErrorIs(t, s.Start(ctx), context.DeadlineExceeded)
 		<-s.Done()
-		checkNothingLeft(t, pod, nil)
-	})
-	t.Run("missing", func(t *testing.T) {
-		pod := t.TempDir()
-		s := storage.NewShare(storage.ShareConfig{Dir: pod + "/share", Virtiofsd: "/nonexistent", Log: slog.New(slog.DiscardHandler)})
-		assert.Assert(t, errdefs.IsNotFound(s.Start(t.Context())))
 		checkNothingLeft(t, pod, nil)
 	})
 }

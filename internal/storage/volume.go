@@ -8,16 +8,19 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"runv/internal/sharefs"
 )
 
 // A volume is what is mounted for a bind. Binds of the same source are one volume, whichever
-// containers they are of: the daemon tells files apart by the mounts that lead to them, so the guest
+// containers they are of: the server tells files apart by the mounts that lead to them, so the guest
 // would otherwise have two files of each, with a cache and locks of its own, and what one container
 // writes the other would see late, or in memory that both have mapped never.
 type volume struct {
 	added
 	key      volumeKey
 	readOnly bool
+	coherent bool
 	at       string // path below the share
 	users    int    // binds; under Share.volumesMu
 }
@@ -49,11 +52,14 @@ func (s *Share) use(ctx context.Context, b Bind) (_ *volume, err error) {
 		return v, nil
 	}
 	s.lastVolume++
-	v := &volume{key: t.key, readOnly: b.ReadOnly, users: 1}
+	v := &volume{key: t.key, readOnly: b.ReadOnly, coherent: b.coherent(), users: 1}
 	if b.IDMap != nil {
 		v.key = volumeKey{} // nobody else's
 	}
 	dir := volumePrefix + strconv.Itoa(s.lastVolume)
+	if v.coherent {
+		dir += sharefs.CoherentSuffix
+	}
 	v.at = path.Join(dir, nameOf(b.Source))
 	if err = s.makePoint(&v.added, dir, true); err == nil {
 		err = s.attach(&v.added, v.at, b.Source, t)
@@ -67,13 +73,17 @@ func (s *Share) use(ctx context.Context, b Bind) (_ *volume, err error) {
 	return v, nil
 }
 
+// coherent tells whether the guest must see at once what others change. Who can only read sees it within a second: programs
+// that read each other's files in turn, with locks, write as well.
+func (b *Bind) coherent() bool { return !b.ReadOnly && !b.Exclusive }
+
 // find returns the volume for a bind, if there is one. s.volumesMu is held.
 func (s *Share) find(key volumeKey, b Bind) (found *volume) {
 	if b.IDMap != nil {
 		return nil
 	}
 	for v := range s.volumes {
-		if v.key == key && (b.ReadOnly || !v.readOnly) && (found == nil || !v.readOnly) {
+		if v.key == key && (b.ReadOnly || !v.readOnly) && (v.coherent || !b.coherent()) && (found == nil || !v.readOnly) {
 			found = v
 		}
 	}
@@ -89,6 +99,11 @@ func (s *Share) leave(v *volume) error {
 		return nil
 	}
 	delete(s.volumes, v) // nobody comes to one that is half gone
+	if len(v.points) > 0 {
+		if err := s.server.forget(path.Dir(v.at)); err != nil {
+			s.cfg.Log.Warn("share", "volume", v.at, "err", err) // a plain unmount may be refused then
+		}
+	}
 	return s.removePoints(&v.added)
 }
 

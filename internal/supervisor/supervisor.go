@@ -202,9 +202,8 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 	cgroup := hostcgroup.New(hostcgroup.Config{Systemd: opts.Systemd, Overhead: cfg.VMMMemory, Log: log})
 	share := storage.NewShare(storage.ShareConfig{
 		Dir:        filepath.Join(dir, "share"),
-		Virtiofsd:  cfg.Virtiofsd,
 		Log:        log,
-		LogFile:    filepath.Join(dir, "virtiofsd.log"),
+		LogFile:    filepath.Join(dir, "share.log"),
 		HostMounts: hostMounts,
 		Launch:     cgroup.Start,
 	})
