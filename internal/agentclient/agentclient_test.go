@@ -28,6 +28,10 @@ type agent struct {
 	called    chan struct{} // by Info, which does not answer
 }
 
+func (a *agent) Signalled(context.Context, *agentv1.SignalledRequest) (*agentv1.SignalledResponse, error) {
+	return &agentv1.SignalledResponse{}, nil
+}
+
 func (a *agent) Online(context.Context, *agentv1.OnlineRequest) (*agentv1.OnlineResponse, error) {
 	return &agentv1.OnlineResponse{}, nil
 }

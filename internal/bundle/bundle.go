@@ -69,6 +69,21 @@ type Bind struct {
 	Recursive bool   // with what is mounted below the source
 	ReadOnly  bool
 	IDMap     *IDMap // nil: files belong to whom they belong on the host
+	// Exclusive says that only this container's VM changes the files, so that its guest may cache them.
+	Exclusive bool
+}
+
+// ExclusiveAnnotation lists the destinations of bind mounts, with commas between them, whose files only this container's VM
+// changes.
+const ExclusiveAnnotation = "dev.runv.exclusive"
+
+// exclusive are the destinations that the annotation lists.
+func exclusive(s *specs.Spec) []string {
+	value, ok := s.Annotations[ExclusiveAnnotation]
+	if !ok {
+		return nil
+	}
+	return strings.Split(value, ",")
 }
 
 // IDMap maps the ids that the files of a bind mount have (ContainerID) to those that they seem to
@@ -156,6 +171,7 @@ func CheckProcess(p *specs.Process) (warnings []string, err error) {
 // Binds lists the bind mounts, in the order of the specification.
 func (b *Bundle) Binds() []Bind {
 	var binds []Bind
+	exclusive := exclusive(b.Spec)
 	for i := range b.Spec.Mounts {
 		if m := &b.Spec.Mounts[i]; isBind(m) {
 			binds = append(binds, Bind{
@@ -164,6 +180,7 @@ func (b *Bundle) Binds() []Bind {
 				Recursive: slices.Contains(m.Options, "rbind"),
 				ReadOnly:  readOnly(m),
 				IDMap:     b.idMapOf(m),
+				Exclusive: slices.Contains(exclusive, m.Destination),
 			})
 		}
 	}

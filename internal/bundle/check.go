@@ -93,6 +93,11 @@ func (c *checker) spec(s *specs.Spec) error {
 	if err := c.mounts(s); err != nil {
 		return err
 	}
+	for _, destination := range exclusive(s) {
+		if !slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool { return isBind(&m) && m.Destination == destination }) {
+			return c.invalid("annotations["+ExclusiveAnnotation+"]", "%s is the destination of no bind mount", quote(destination))
+		}
+	}
 	namespaces, err := c.namespaces(s.Linux.Namespaces)
 	if err != nil {
 		return err

@@ -299,9 +299,10 @@ func (a *app) reserve(ctx context.Context, store *state.Store, plan join.Plan, i
 		podID = newPodID()
 	}
 	now := time.Now().UTC()
+	trees, mounts := writableTrees(b)
 	err = store.ReserveContainer(state.Container{
 		ID: id, PodID: podID, Bundle: b.Dir, Rootfs: b.Rootfs, OCIVersion: b.Spec.Version, Status: state.Creating,
-		Created: now, Annotations: b.Spec.Annotations, Owner: os.Geteuid(), Terminal: b.Spec.Process.Terminal,
+		Created: now, Annotations: b.Spec.Annotations, Owner: os.Geteuid(), Terminal: b.Spec.Process.Terminal, Writable: trees,
 	})
 	if errdefs.IsAlreadyExists(err) {
 		return "", rpcerror.New(errdefs.ErrAlreadyExists, "container with given ID already exists")
@@ -318,6 +319,9 @@ func (a *app) reserve(ctx context.Context, store *state.Store, plan join.Plan, i
 		// The container's record may have gone before its pod's.
 		return errors.Join(a.purge(ctx, store, id), store.RemovePod(podID))
 	})
+	for _, w := range overlaps(store, podID, trees, mounts) {
+		a.warn("%s", w)
+	}
 	if plan.Pod == "" {
 		return podID, store.CreatePod(state.Pod{ID: podID, Created: now})
 	}

@@ -37,7 +37,14 @@ type Config struct {
 	DefaultMemory int64  // bytes of the VM, for a container without a memory limit
 	VMMMemory     int64  // bytes that the VMM may take on the host beyond the VM's memory
 	BootTimeout   time.Duration
+	Binds         string // Coherent or Exclusive
 }
+
+// How a guest may cache files of bind mounts that it can write to.
+const (
+	Coherent  = "coherent"  // it asks the host before each use: others may change them at any time
+	Exclusive = "exclusive" // for a second, without asking: nobody else changes them
+)
 
 // Overrides are the flags that concern the configuration. Empty ones are not given.
 type Overrides struct {
@@ -161,6 +168,18 @@ func Keys() []Key {
 				return err
 			},
 			get: func(c *Config) string { return c.BootTimeout.String() },
+		},
+		{
+			Name: "binds", Default: Coherent,
+			Doc: "how the guest may cache files of writable bind mounts: coherent, or exclusive when nobody else changes them",
+			set: func(c *Config, s string) error {
+				if s != Coherent && s != Exclusive {
+					return fmt.Errorf("%q is not one of %s, %s", s, Coherent, Exclusive)
+				}
+				c.Binds = s
+				return nil
+			},
+			get: func(c *Config) string { return c.Binds },
 		},
 	}
 }

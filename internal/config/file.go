@@ -32,6 +32,7 @@ type document struct {
 	DefaultMemory *string `toml:"default_memory"`
 	VMMMemory     *string `toml:"vmm_memory"`
 	BootTimeout   *string `toml:"boot_timeout"`
+	Binds         *string `toml:"binds"`
 }
 
 // value is what the file says of one key.

@@ -18,6 +18,7 @@ import (
 	"runv/internal/guest/boot"
 	"runv/internal/guest/container"
 	"runv/internal/guest/fault"
+	"runv/internal/guest/signals"
 )
 
 // machine is the guest as the host sees it.
@@ -131,3 +132,17 @@ func (m *machine) Shutdown(ctx context.Context) error {
 
 // PowerOff ends the virtual machine.
 func (m *machine) PowerOff() { boot.PowerOff(m.log) }
+
+// maxThreads bounds a question of Signalled's.
+const maxThreads = 1024
+
+// Signalled returns those of the threads that have a signal to handle, are in a cgroup that is to be frozen, or are gone.
+func (m *machine) Signalled(threads []int32) []int32 {
+	var found []int32
+	for _, t := range threads[:min(len(threads), maxThreads)] {
+		if signals.Waits(int(t)) {
+			found = append(found, t)
+		}
+	}
+	return found
+}

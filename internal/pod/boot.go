@@ -196,6 +196,7 @@ func (p *Pod) booted(before []state.Phase) {
 	p.save()
 	go p.watchVM(vm)
 	go p.watchEvents(vm)
+	go p.watchLocks(vm)
 	go p.askGuest(vm)
 }
 
@@ -259,6 +260,43 @@ func (p *Pod) watchVM(vm *factory.VM) {
 		}
 	case <-p.ended:
 	}
+}
+
+// watchLocks lets signals end the waits of the guest's threads for locks on files of the share. The host has the locks, but only the
+// guest knows of signals, and virtio-fs has no message to say so.
+func (p *Pod) watchLocks(vm *factory.VM) {
+	for {
+		select {
+		case threads := <-p.cfg.Share.LockWaits():
+			if err := p.interruptWaits(vm, threads); err != nil {
+				p.log.Debug("interrupt waits for locks", "err", err)
+			}
+		case <-p.cfg.Share.Done():
+			return
+		case <-vm.Done():
+			return
+		case <-p.ended:
+			return
+		}
+	}
+}
+
+func (p *Pod) interruptWaits(vm *factory.VM, waiting []int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), guestCall)
+	defer cancel()
+	req := &agentv1.SignalledRequest{}
+	for _, t := range waiting {
+		req.Threads = append(req.Threads, int32(t)) //nolint:gosec // the guest has named them
+	}
+	resp, err := vm.Agent.Guest.Signalled(ctx, req)
+	if err != nil {
+		return agentclient.Error(err)
+	}
+	threads := make([]int, len(resp.Threads))
+	for i, t := range resp.Threads {
+		threads[i] = int(t)
+	}
+	return p.cfg.Share.InterruptWaits(threads)
 }
 
 // vmError tells why the VM has ended, if nobody has asked it to.

@@ -299,6 +299,7 @@ func (p *Pod) addToShare(ctx context.Context, c *container, b *bundle.Bundle) (s
 	for _, bind := range b.Binds() {
 		binds[bind.Index] = storage.Bind{
 			Source: bind.Source, Recursive: bind.Recursive, ReadOnly: bind.ReadOnly, IDMap: idMap(bind.IDMap),
+			Exclusive: bind.Exclusive || p.cfg.ExclusiveBinds,
 		}
 	}
 	root := storage.Root{Path: b.Rootfs, ReadOnly: b.Spec.Root.Readonly}

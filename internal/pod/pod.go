@@ -36,6 +36,8 @@ type share interface {
 	Add(ctx context.Context, containerID string, root storage.Root, binds map[int]storage.Bind) (storage.Mapping, error)
 	Remove(containerID string) error
 	Processes() []int
+	LockWaits() <-chan []int
+	InterruptWaits(threads []int) error
 	Done() <-chan struct{}
 	Err() error
 	Close(ctx context.Context) error
@@ -73,13 +75,15 @@ type Config struct {
 	DefaultMemory int64 // bytes
 	IdleTimeout   time.Duration
 
-	Factory  vmFactory
-	Share    share
-	Cgroup   hostCgroup
-	Recorder recorder
-	StandIns standIns
-	Journal  *journal.Journal
-	OnHost   func(f func() error) error // runs f on a thread with the file system of the host
+	Factory vmFactory
+	Share   share
+	// ExclusiveBinds says that nobody but the pod's VM changes the files of bind mounts.
+	ExclusiveBinds bool
+	Cgroup         hostCgroup
+	Recorder       recorder
+	StandIns       standIns
+	Journal        *journal.Journal
+	OnHost         func(f func() error) error // runs f on a thread with the file system of the host
 	// Mirror makes what mirrors a network namespace of the host in the guest, as the network with this id;
 	// it calls save before it does what must be undone if this process is killed.
 	Mirror func(id string, ns *network.Namespace, vcpus int, save func(network.Record) error) Mirror

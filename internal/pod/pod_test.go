@@ -224,6 +224,17 @@ func (a *agent) Resume(context.Context, *agentv1.ResumeRequest) (*agentv1.Resume
 	return &agentv1.ResumeResponse{}, nil
 }
 
+// Signalled says of even threads that they have a signal.
+func (a *agent) Signalled(_ context.Context, r *agentv1.SignalledRequest) (*agentv1.SignalledResponse, error) {
+	resp := &agentv1.SignalledResponse{}
+	for _, thread := range r.Threads {
+		if thread%2 == 0 {
+			resp.Threads = append(resp.Threads, thread)
+		}
+	}
+	return resp, nil
+}
+
 func (a *agent) Update(_ context.Context, r *agentv1.UpdateRequest) (*agentv1.UpdateResponse, error) {
 	if a.update != nil {
 		return a.update(r)
@@ -266,6 +277,15 @@ type noShare struct {
 	added map[string]bool
 	done  chan struct{}
 	add   error
+
+	waits       chan []int
+	interrupted chan []int
+}
+
+func (s *noShare) LockWaits() <-chan []int { return s.waits }
+func (s *noShare) InterruptWaits(threads []int) error {
+	s.interrupted <- threads
+	return nil
 }
 
 func (s *noShare) Start(context.Context) error { return nil }
@@ -288,7 +308,7 @@ func (s *noShare) Remove(id string) error {
 }
 func (s *noShare) Processes() []int            { return nil }
 func (s *noShare) Done() <-chan struct{}       { return s.done }
-func (s *noShare) Err() error                  { return errors.New("virtiofsd: killed") }
+func (s *noShare) Err() error                  { return errors.New("share server: killed") }
 func (s *noShare) Close(context.Context) error { return nil }
 
 // disk is a state directory that may be full.

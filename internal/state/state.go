@@ -105,6 +105,21 @@ type Container struct {
 	// NetNS is the network namespace of the host that the container is in. It is set when the
 	// container is created; a container that another brings into its own network has it, too.
 	NetNS NetNS `json:"netNS,omitzero"`
+	// Writable are the directories and files of the host that the container can write to by its bind mounts.
+	Writable []Tree `json:"writable,omitempty"`
+}
+
+// Tree is a directory or file of the host.
+type Tree struct {
+	Path string `json:"path"` // absolute, without symbolic links
+	Dev  uint64 `json:"dev"`
+	Ino  uint64 `json:"ino"`
+}
+
+// Overlaps tells whether two trees have files in common: they are the same, or one is below the other.
+func (t Tree) Overlaps(o Tree) bool {
+	below := func(path, dir string) bool { return strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/") }
+	return t.Ino != 0 && t.Dev == o.Dev && t.Ino == o.Ino || below(t.Path, o.Path) || below(o.Path, t.Path)
 }
 
 // NetNS is a network namespace of the host. Zero: none.

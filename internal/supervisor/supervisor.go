@@ -225,7 +225,7 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 		Record:      record, VM: vm,
 		DefaultVCPUs: cfg.DefaultVCPUs, DefaultMemory: cfg.DefaultMemory, IdleTimeout: idleTimeout,
 		Factory: factory.Direct{Driver: driver, BootTimeout: cfg.BootTimeout},
-		Share:   share, Cgroup: cgroup, Recorder: store, StandIns: s.standIns, Journal: s.journal, Log: log,
+		Share:   share, ExclusiveBinds: cfg.Binds == config.Exclusive, Cgroup: cgroup, Recorder: store, StandIns: s.standIns, Journal: s.journal, Log: log,
 		OnHost: func(f func() error) error { return mountns.Do(hostMounts, f) },
 		Mirror: func(id string, ns *network.Namespace, vcpus int, save func(network.Record) error) pod.Mirror {
 			return network.New(network.Config{

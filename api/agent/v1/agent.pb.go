@@ -375,6 +375,94 @@ func (x *OnlineResponse) GetProblem() string {
 	return ""
 }
 
+type SignalledRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Threads       []int32                `protobuf:"varint,1,rep,packed,name=threads,proto3" json:"threads,omitempty"` // thread ids, in the agent's pid namespace
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignalledRequest) Reset() {
+	*x = SignalledRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignalledRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignalledRequest) ProtoMessage() {}
+
+func (x *SignalledRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignalledRequest.ProtoReflect.Descriptor instead.
+func (*SignalledRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *SignalledRequest) GetThreads() []int32 {
+	if x != nil {
+		return x.Threads
+	}
+	return nil
+}
+
+type SignalledResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Threads       []int32                `protobuf:"varint,1,rep,packed,name=threads,proto3" json:"threads,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignalledResponse) Reset() {
+	*x = SignalledResponse{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignalledResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignalledResponse) ProtoMessage() {}
+
+func (x *SignalledResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignalledResponse.ProtoReflect.Descriptor instead.
+func (*SignalledResponse) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SignalledResponse) GetThreads() []int32 {
+	if x != nil {
+		return x.Threads
+	}
+	return nil
+}
+
 type EventsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
@@ -384,7 +472,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -396,7 +484,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -409,7 +497,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -439,7 +527,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -451,7 +539,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -464,7 +552,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -560,7 +648,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +660,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +673,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Exit) GetStatus() uint32 {
@@ -607,7 +695,7 @@ type Drained struct {
 
 func (x *Drained) Reset() {
 	*x = Drained{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +707,7 @@ func (x *Drained) String() string {
 func (*Drained) ProtoMessage() {}
 
 func (x *Drained) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +720,7 @@ func (x *Drained) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drained.ProtoReflect.Descriptor instead.
 func (*Drained) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Drained) GetStdoutBytes() uint64 {
@@ -660,7 +748,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +760,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +773,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *OOM) GetKills() uint64 {
@@ -703,7 +791,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +803,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +816,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 type ShutdownResponse struct {
@@ -739,7 +827,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +839,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +852,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 // Stdio names the streams of a process by their numbers in the agent channel.
@@ -781,7 +869,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -793,7 +881,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -806,7 +894,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Stdio) GetStdin() uint32 {
@@ -852,7 +940,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +952,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +965,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateRequest) GetId() string {
@@ -933,7 +1021,7 @@ type Seccomp struct {
 
 func (x *Seccomp) Reset() {
 	*x = Seccomp{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1033,7 @@ func (x *Seccomp) String() string {
 func (*Seccomp) ProtoMessage() {}
 
 func (x *Seccomp) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1046,7 @@ func (x *Seccomp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seccomp.ProtoReflect.Descriptor instead.
 func (*Seccomp) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Seccomp) GetProgram() []byte {
@@ -984,7 +1072,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1084,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1097,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateResponse) GetPid() uint32 {
@@ -1028,7 +1116,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1128,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1141,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StartRequest) GetId() string {
@@ -1071,7 +1159,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1171,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1184,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 type DeleteRequest struct {
@@ -1108,7 +1196,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1208,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1221,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1151,7 +1239,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1251,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1264,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 type PauseRequest struct {
@@ -1188,7 +1276,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1288,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1301,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PauseRequest) GetId() string {
@@ -1231,7 +1319,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1331,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1344,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 type ResumeRequest struct {
@@ -1268,7 +1356,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1280,7 +1368,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1293,7 +1381,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResumeRequest) GetId() string {
@@ -1311,7 +1399,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1411,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1424,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 type UpdateRequest struct {
@@ -1351,7 +1439,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1451,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1464,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1404,7 +1492,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1504,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1517,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UpdateResponse) GetInEffect() map[string]string {
@@ -1448,7 +1536,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1548,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1561,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -1503,7 +1591,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1515,7 +1603,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1528,7 +1616,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StatsResponse) GetCpuUsageNanos() uint64 {
@@ -1624,7 +1712,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1724,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1737,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ProcessesRequest) GetId() string {
@@ -1676,7 +1764,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1776,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1789,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1776,7 +1864,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +1876,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +1889,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1826,7 +1914,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +1926,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +1939,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ExecRequest) GetContainerId() string {
@@ -1898,7 +1986,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +1998,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2011,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExecResponse) GetPid() uint32 {
@@ -1945,7 +2033,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2045,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2058,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SignalRequest) GetContainerId() string {
@@ -2009,7 +2097,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2021,7 +2109,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2034,7 +2122,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 type ResizeRequest struct {
@@ -2049,7 +2137,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2149,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2162,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ResizeRequest) GetContainerId() string {
@@ -2113,7 +2201,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2125,7 +2213,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2138,7 +2226,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 type ApplyNetworkRequest struct {
@@ -2159,7 +2247,7 @@ type ApplyNetworkRequest struct {
 
 func (x *ApplyNetworkRequest) Reset() {
 	*x = ApplyNetworkRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2259,7 @@ func (x *ApplyNetworkRequest) String() string {
 func (*ApplyNetworkRequest) ProtoMessage() {}
 
 func (x *ApplyNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2272,7 @@ func (x *ApplyNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyNetworkRequest.ProtoReflect.Descriptor instead.
 func (*ApplyNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ApplyNetworkRequest) GetId() string {
@@ -2241,7 +2329,7 @@ type ApplyNetworkResponse struct {
 
 func (x *ApplyNetworkResponse) Reset() {
 	*x = ApplyNetworkResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2253,7 +2341,7 @@ func (x *ApplyNetworkResponse) String() string {
 func (*ApplyNetworkResponse) ProtoMessage() {}
 
 func (x *ApplyNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2266,7 +2354,7 @@ func (x *ApplyNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyNetworkResponse.ProtoReflect.Descriptor instead.
 func (*ApplyNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ApplyNetworkResponse) GetProblems() []string {
@@ -2292,7 +2380,7 @@ type RemoveNetworkRequest struct {
 
 func (x *RemoveNetworkRequest) Reset() {
 	*x = RemoveNetworkRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2304,7 +2392,7 @@ func (x *RemoveNetworkRequest) String() string {
 func (*RemoveNetworkRequest) ProtoMessage() {}
 
 func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2317,7 +2405,7 @@ func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNetworkRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RemoveNetworkRequest) GetId() string {
@@ -2335,7 +2423,7 @@ type RemoveNetworkResponse struct {
 
 func (x *RemoveNetworkResponse) Reset() {
 	*x = RemoveNetworkResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2435,7 @@ func (x *RemoveNetworkResponse) String() string {
 func (*RemoveNetworkResponse) ProtoMessage() {}
 
 func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2448,7 @@ func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNetworkResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 type ResolveRequest struct {
@@ -2374,7 +2462,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2474,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2487,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ResolveRequest) GetId() string {
@@ -2431,7 +2519,7 @@ type ResolveResponse struct {
 
 func (x *ResolveResponse) Reset() {
 	*x = ResolveResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2531,7 @@ func (x *ResolveResponse) String() string {
 func (*ResolveResponse) ProtoMessage() {}
 
 func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2544,7 @@ func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
 func (*ResolveResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 // Interface is one network device.
@@ -2480,7 +2568,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2492,7 +2580,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2505,7 +2593,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Interface) GetDeviceMac() []byte {
@@ -2594,7 +2682,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2606,7 +2694,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2619,7 +2707,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Address) GetIp() []byte {
@@ -2694,7 +2782,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +2794,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2807,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Route) GetFamily() uint32 {
@@ -2832,7 +2920,7 @@ type NextHop struct {
 
 func (x *NextHop) Reset() {
 	*x = NextHop{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +2932,7 @@ func (x *NextHop) String() string {
 func (*NextHop) ProtoMessage() {}
 
 func (x *NextHop) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +2945,7 @@ func (x *NextHop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
 func (*NextHop) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *NextHop) GetGateway() []byte {
@@ -2902,7 +2990,7 @@ type Neighbour struct {
 
 func (x *Neighbour) Reset() {
 	*x = Neighbour{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2914,7 +3002,7 @@ func (x *Neighbour) String() string {
 func (*Neighbour) ProtoMessage() {}
 
 func (x *Neighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2927,7 +3015,7 @@ func (x *Neighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
 func (*Neighbour) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Neighbour) GetInterface() string {
@@ -2988,7 +3076,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3000,7 +3088,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3013,7 +3101,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Rule) GetFamily() uint32 {
@@ -3142,7 +3230,11 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x0eOnlineResponse\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12#\n" +
 	"\rplugged_bytes\x18\x02 \x01(\x04R\fpluggedBytes\x12\x18\n" +
-	"\aproblem\x18\x03 \x01(\tR\aproblem\"%\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\",\n" +
+	"\x10SignalledRequest\x12\x18\n" +
+	"\athreads\x18\x01 \x03(\x05R\athreads\"-\n" +
+	"\x11SignalledResponse\x12\x18\n" +
+	"\athreads\x18\x01 \x03(\x05R\athreads\"%\n" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\"\x8a\x02\n" +
 	"\x05Event\x12\x10\n" +
@@ -3343,11 +3435,12 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x05table\x18\v \x01(\rR\x05table\x12\x16\n" +
 	"\x06action\x18\f \x01(\rR\x06action\x12\x16\n" +
 	"\x06invert\x18\r \x01(\bR\x06invert\x12\x10\n" +
-	"\x03tos\x18\x0e \x01(\rR\x03tos2\xec\x02\n" +
+	"\x03tos\x18\x0e \x01(\rR\x03tos2\xbc\x03\n" +
 	"\x05Guest\x12?\n" +
 	"\x04Info\x12\x1a.runv.agent.v1.InfoRequest\x1a\x1b.runv.agent.v1.InfoResponse\x12N\n" +
 	"\tConfigure\x12\x1f.runv.agent.v1.ConfigureRequest\x1a .runv.agent.v1.ConfigureResponse\x12E\n" +
-	"\x06Online\x12\x1c.runv.agent.v1.OnlineRequest\x1a\x1d.runv.agent.v1.OnlineResponse\x12>\n" +
+	"\x06Online\x12\x1c.runv.agent.v1.OnlineRequest\x1a\x1d.runv.agent.v1.OnlineResponse\x12N\n" +
+	"\tSignalled\x12\x1f.runv.agent.v1.SignalledRequest\x1a .runv.agent.v1.SignalledResponse\x12>\n" +
 	"\x06Events\x12\x1c.runv.agent.v1.EventsRequest\x1a\x14.runv.agent.v1.Event0\x01\x12K\n" +
 	"\bShutdown\x12\x1e.runv.agent.v1.ShutdownRequest\x1a\x1f.runv.agent.v1.ShutdownResponse2\xc4\x04\n" +
 	"\n" +
@@ -3381,7 +3474,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: runv.agent.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: runv.agent.v1.InfoResponse
@@ -3389,113 +3482,117 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*ConfigureResponse)(nil),     // 3: runv.agent.v1.ConfigureResponse
 	(*OnlineRequest)(nil),         // 4: runv.agent.v1.OnlineRequest
 	(*OnlineResponse)(nil),        // 5: runv.agent.v1.OnlineResponse
-	(*EventsRequest)(nil),         // 6: runv.agent.v1.EventsRequest
-	(*Event)(nil),                 // 7: runv.agent.v1.Event
-	(*Exit)(nil),                  // 8: runv.agent.v1.Exit
-	(*Drained)(nil),               // 9: runv.agent.v1.Drained
-	(*OOM)(nil),                   // 10: runv.agent.v1.OOM
-	(*ShutdownRequest)(nil),       // 11: runv.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 12: runv.agent.v1.ShutdownResponse
-	(*Stdio)(nil),                 // 13: runv.agent.v1.Stdio
-	(*CreateRequest)(nil),         // 14: runv.agent.v1.CreateRequest
-	(*Seccomp)(nil),               // 15: runv.agent.v1.Seccomp
-	(*CreateResponse)(nil),        // 16: runv.agent.v1.CreateResponse
-	(*StartRequest)(nil),          // 17: runv.agent.v1.StartRequest
-	(*StartResponse)(nil),         // 18: runv.agent.v1.StartResponse
-	(*DeleteRequest)(nil),         // 19: runv.agent.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 20: runv.agent.v1.DeleteResponse
-	(*PauseRequest)(nil),          // 21: runv.agent.v1.PauseRequest
-	(*PauseResponse)(nil),         // 22: runv.agent.v1.PauseResponse
-	(*ResumeRequest)(nil),         // 23: runv.agent.v1.ResumeRequest
-	(*ResumeResponse)(nil),        // 24: runv.agent.v1.ResumeResponse
-	(*UpdateRequest)(nil),         // 25: runv.agent.v1.UpdateRequest
-	(*UpdateResponse)(nil),        // 26: runv.agent.v1.UpdateResponse
-	(*StatsRequest)(nil),          // 27: runv.agent.v1.StatsRequest
-	(*StatsResponse)(nil),         // 28: runv.agent.v1.StatsResponse
-	(*ProcessesRequest)(nil),      // 29: runv.agent.v1.ProcessesRequest
-	(*Process)(nil),               // 30: runv.agent.v1.Process
-	(*ProcessesResponse)(nil),     // 31: runv.agent.v1.ProcessesResponse
-	(*ExecRequest)(nil),           // 32: runv.agent.v1.ExecRequest
-	(*ExecResponse)(nil),          // 33: runv.agent.v1.ExecResponse
-	(*SignalRequest)(nil),         // 34: runv.agent.v1.SignalRequest
-	(*SignalResponse)(nil),        // 35: runv.agent.v1.SignalResponse
-	(*ResizeRequest)(nil),         // 36: runv.agent.v1.ResizeRequest
-	(*ResizeResponse)(nil),        // 37: runv.agent.v1.ResizeResponse
-	(*ApplyNetworkRequest)(nil),   // 38: runv.agent.v1.ApplyNetworkRequest
-	(*ApplyNetworkResponse)(nil),  // 39: runv.agent.v1.ApplyNetworkResponse
-	(*RemoveNetworkRequest)(nil),  // 40: runv.agent.v1.RemoveNetworkRequest
-	(*RemoveNetworkResponse)(nil), // 41: runv.agent.v1.RemoveNetworkResponse
-	(*ResolveRequest)(nil),        // 42: runv.agent.v1.ResolveRequest
-	(*ResolveResponse)(nil),       // 43: runv.agent.v1.ResolveResponse
-	(*Interface)(nil),             // 44: runv.agent.v1.Interface
-	(*Address)(nil),               // 45: runv.agent.v1.Address
-	(*Route)(nil),                 // 46: runv.agent.v1.Route
-	(*NextHop)(nil),               // 47: runv.agent.v1.NextHop
-	(*Neighbour)(nil),             // 48: runv.agent.v1.Neighbour
-	(*Rule)(nil),                  // 49: runv.agent.v1.Rule
-	nil,                           // 50: runv.agent.v1.InfoResponse.BootMsEntry
-	nil,                           // 51: runv.agent.v1.UpdateResponse.InEffectEntry
-	nil,                           // 52: runv.agent.v1.StatsResponse.MemoryStatEntry
-	nil,                           // 53: runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
+	(*SignalledRequest)(nil),      // 6: runv.agent.v1.SignalledRequest
+	(*SignalledResponse)(nil),     // 7: runv.agent.v1.SignalledResponse
+	(*EventsRequest)(nil),         // 8: runv.agent.v1.EventsRequest
+	(*Event)(nil),                 // 9: runv.agent.v1.Event
+	(*Exit)(nil),                  // 10: runv.agent.v1.Exit
+	(*Drained)(nil),               // 11: runv.agent.v1.Drained
+	(*OOM)(nil),                   // 12: runv.agent.v1.OOM
+	(*ShutdownRequest)(nil),       // 13: runv.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 14: runv.agent.v1.ShutdownResponse
+	(*Stdio)(nil),                 // 15: runv.agent.v1.Stdio
+	(*CreateRequest)(nil),         // 16: runv.agent.v1.CreateRequest
+	(*Seccomp)(nil),               // 17: runv.agent.v1.Seccomp
+	(*CreateResponse)(nil),        // 18: runv.agent.v1.CreateResponse
+	(*StartRequest)(nil),          // 19: runv.agent.v1.StartRequest
+	(*StartResponse)(nil),         // 20: runv.agent.v1.StartResponse
+	(*DeleteRequest)(nil),         // 21: runv.agent.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 22: runv.agent.v1.DeleteResponse
+	(*PauseRequest)(nil),          // 23: runv.agent.v1.PauseRequest
+	(*PauseResponse)(nil),         // 24: runv.agent.v1.PauseResponse
+	(*ResumeRequest)(nil),         // 25: runv.agent.v1.ResumeRequest
+	(*ResumeResponse)(nil),        // 26: runv.agent.v1.ResumeResponse
+	(*UpdateRequest)(nil),         // 27: runv.agent.v1.UpdateRequest
+	(*UpdateResponse)(nil),        // 28: runv.agent.v1.UpdateResponse
+	(*StatsRequest)(nil),          // 29: runv.agent.v1.StatsRequest
+	(*StatsResponse)(nil),         // 30: runv.agent.v1.StatsResponse
+	(*ProcessesRequest)(nil),      // 31: runv.agent.v1.ProcessesRequest
+	(*Process)(nil),               // 32: runv.agent.v1.Process
+	(*ProcessesResponse)(nil),     // 33: runv.agent.v1.ProcessesResponse
+	(*ExecRequest)(nil),           // 34: runv.agent.v1.ExecRequest
+	(*ExecResponse)(nil),          // 35: runv.agent.v1.ExecResponse
+	(*SignalRequest)(nil),         // 36: runv.agent.v1.SignalRequest
+	(*SignalResponse)(nil),        // 37: runv.agent.v1.SignalResponse
+	(*ResizeRequest)(nil),         // 38: runv.agent.v1.ResizeRequest
+	(*ResizeResponse)(nil),        // 39: runv.agent.v1.ResizeResponse
+	(*ApplyNetworkRequest)(nil),   // 40: runv.agent.v1.ApplyNetworkRequest
+	(*ApplyNetworkResponse)(nil),  // 41: runv.agent.v1.ApplyNetworkResponse
+	(*RemoveNetworkRequest)(nil),  // 42: runv.agent.v1.RemoveNetworkRequest
+	(*RemoveNetworkResponse)(nil), // 43: runv.agent.v1.RemoveNetworkResponse
+	(*ResolveRequest)(nil),        // 44: runv.agent.v1.ResolveRequest
+	(*ResolveResponse)(nil),       // 45: runv.agent.v1.ResolveResponse
+	(*Interface)(nil),             // 46: runv.agent.v1.Interface
+	(*Address)(nil),               // 47: runv.agent.v1.Address
+	(*Route)(nil),                 // 48: runv.agent.v1.Route
+	(*NextHop)(nil),               // 49: runv.agent.v1.NextHop
+	(*Neighbour)(nil),             // 50: runv.agent.v1.Neighbour
+	(*Rule)(nil),                  // 51: runv.agent.v1.Rule
+	nil,                           // 52: runv.agent.v1.InfoResponse.BootMsEntry
+	nil,                           // 53: runv.agent.v1.UpdateResponse.InEffectEntry
+	nil,                           // 54: runv.agent.v1.StatsResponse.MemoryStatEntry
+	nil,                           // 55: runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
-	50, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
-	8,  // 1: runv.agent.v1.Event.exit:type_name -> runv.agent.v1.Exit
-	9,  // 2: runv.agent.v1.Event.drained:type_name -> runv.agent.v1.Drained
-	10, // 3: runv.agent.v1.Event.oom:type_name -> runv.agent.v1.OOM
-	13, // 4: runv.agent.v1.CreateRequest.stdio:type_name -> runv.agent.v1.Stdio
-	15, // 5: runv.agent.v1.CreateRequest.seccomp:type_name -> runv.agent.v1.Seccomp
-	51, // 6: runv.agent.v1.UpdateResponse.in_effect:type_name -> runv.agent.v1.UpdateResponse.InEffectEntry
-	52, // 7: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
-	30, // 8: runv.agent.v1.ProcessesResponse.processes:type_name -> runv.agent.v1.Process
-	13, // 9: runv.agent.v1.ExecRequest.stdio:type_name -> runv.agent.v1.Stdio
-	44, // 10: runv.agent.v1.ApplyNetworkRequest.interfaces:type_name -> runv.agent.v1.Interface
-	46, // 11: runv.agent.v1.ApplyNetworkRequest.routes:type_name -> runv.agent.v1.Route
-	48, // 12: runv.agent.v1.ApplyNetworkRequest.neighbours:type_name -> runv.agent.v1.Neighbour
-	49, // 13: runv.agent.v1.ApplyNetworkRequest.rules:type_name -> runv.agent.v1.Rule
-	53, // 14: runv.agent.v1.ApplyNetworkRequest.sysctls:type_name -> runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
-	45, // 15: runv.agent.v1.Interface.addresses:type_name -> runv.agent.v1.Address
-	47, // 16: runv.agent.v1.Route.next_hops:type_name -> runv.agent.v1.NextHop
+	52, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
+	10, // 1: runv.agent.v1.Event.exit:type_name -> runv.agent.v1.Exit
+	11, // 2: runv.agent.v1.Event.drained:type_name -> runv.agent.v1.Drained
+	12, // 3: runv.agent.v1.Event.oom:type_name -> runv.agent.v1.OOM
+	15, // 4: runv.agent.v1.CreateRequest.stdio:type_name -> runv.agent.v1.Stdio
+	17, // 5: runv.agent.v1.CreateRequest.seccomp:type_name -> runv.agent.v1.Seccomp
+	53, // 6: runv.agent.v1.UpdateResponse.in_effect:type_name -> runv.agent.v1.UpdateResponse.InEffectEntry
+	54, // 7: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
+	32, // 8: runv.agent.v1.ProcessesResponse.processes:type_name -> runv.agent.v1.Process
+	15, // 9: runv.agent.v1.ExecRequest.stdio:type_name -> runv.agent.v1.Stdio
+	46, // 10: runv.agent.v1.ApplyNetworkRequest.interfaces:type_name -> runv.agent.v1.Interface
+	48, // 11: runv.agent.v1.ApplyNetworkRequest.routes:type_name -> runv.agent.v1.Route
+	50, // 12: runv.agent.v1.ApplyNetworkRequest.neighbours:type_name -> runv.agent.v1.Neighbour
+	51, // 13: runv.agent.v1.ApplyNetworkRequest.rules:type_name -> runv.agent.v1.Rule
+	55, // 14: runv.agent.v1.ApplyNetworkRequest.sysctls:type_name -> runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
+	47, // 15: runv.agent.v1.Interface.addresses:type_name -> runv.agent.v1.Address
+	49, // 16: runv.agent.v1.Route.next_hops:type_name -> runv.agent.v1.NextHop
 	0,  // 17: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
 	2,  // 18: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
 	4,  // 19: runv.agent.v1.Guest.Online:input_type -> runv.agent.v1.OnlineRequest
-	6,  // 20: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
-	11, // 21: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
-	14, // 22: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
-	17, // 23: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
-	19, // 24: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
-	21, // 25: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
-	23, // 26: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
-	25, // 27: runv.agent.v1.Containers.Update:input_type -> runv.agent.v1.UpdateRequest
-	27, // 28: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
-	29, // 29: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
-	32, // 30: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
-	34, // 31: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
-	36, // 32: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
-	38, // 33: runv.agent.v1.Networks.Apply:input_type -> runv.agent.v1.ApplyNetworkRequest
-	40, // 34: runv.agent.v1.Networks.Remove:input_type -> runv.agent.v1.RemoveNetworkRequest
-	42, // 35: runv.agent.v1.Networks.Resolve:input_type -> runv.agent.v1.ResolveRequest
-	1,  // 36: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
-	3,  // 37: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
-	5,  // 38: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
-	7,  // 39: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
-	12, // 40: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
-	16, // 41: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
-	18, // 42: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
-	20, // 43: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
-	22, // 44: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
-	24, // 45: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
-	26, // 46: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
-	28, // 47: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
-	31, // 48: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
-	33, // 49: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
-	35, // 50: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
-	37, // 51: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
-	39, // 52: runv.agent.v1.Networks.Apply:output_type -> runv.agent.v1.ApplyNetworkResponse
-	41, // 53: runv.agent.v1.Networks.Remove:output_type -> runv.agent.v1.RemoveNetworkResponse
-	43, // 54: runv.agent.v1.Networks.Resolve:output_type -> runv.agent.v1.ResolveResponse
-	36, // [36:55] is the sub-list for method output_type
-	17, // [17:36] is the sub-list for method input_type
+	6,  // 20: runv.agent.v1.Guest.Signalled:input_type -> runv.agent.v1.SignalledRequest
+	8,  // 21: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
+	13, // 22: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
+	16, // 23: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
+	19, // 24: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
+	21, // 25: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
+	23, // 26: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
+	25, // 27: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
+	27, // 28: runv.agent.v1.Containers.Update:input_type -> runv.agent.v1.UpdateRequest
+	29, // 29: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
+	31, // 30: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
+	34, // 31: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
+	36, // 32: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
+	38, // 33: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
+	40, // 34: runv.agent.v1.Networks.Apply:input_type -> runv.agent.v1.ApplyNetworkRequest
+	42, // 35: runv.agent.v1.Networks.Remove:input_type -> runv.agent.v1.RemoveNetworkRequest
+	44, // 36: runv.agent.v1.Networks.Resolve:input_type -> runv.agent.v1.ResolveRequest
+	1,  // 37: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
+	3,  // 38: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
+	5,  // 39: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
+	7,  // 40: runv.agent.v1.Guest.Signalled:output_type -> runv.agent.v1.SignalledResponse
+	9,  // 41: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
+	14, // 42: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
+	18, // 43: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
+	20, // 44: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
+	22, // 45: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
+	24, // 46: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
+	26, // 47: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
+	28, // 48: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
+	30, // 49: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
+	33, // 50: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
+	35, // 51: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
+	37, // 52: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
+	39, // 53: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
+	41, // 54: runv.agent.v1.Networks.Apply:output_type -> runv.agent.v1.ApplyNetworkResponse
+	43, // 55: runv.agent.v1.Networks.Remove:output_type -> runv.agent.v1.RemoveNetworkResponse
+	45, // 56: runv.agent.v1.Networks.Resolve:output_type -> runv.agent.v1.ResolveResponse
+	37, // [37:57] is the sub-list for method output_type
+	17, // [17:37] is the sub-list for method input_type
 	17, // [17:17] is the sub-list for extension type_name
 	17, // [17:17] is the sub-list for extension extendee
 	0,  // [0:17] is the sub-list for field type_name
@@ -3506,7 +3603,7 @@ func file_api_agent_v1_agent_proto_init() {
 	if File_api_agent_v1_agent_proto != nil {
 		return
 	}
-	file_api_agent_v1_agent_proto_msgTypes[7].OneofWrappers = []any{
+	file_api_agent_v1_agent_proto_msgTypes[9].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Drained)(nil),
 		(*Event_Oom)(nil),
@@ -3517,7 +3614,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -11,6 +11,7 @@ type GuestService interface {
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
 	Configure(context.Context, *ConfigureRequest) (*ConfigureResponse, error)
 	Online(context.Context, *OnlineRequest) (*OnlineResponse, error)
+	Signalled(context.Context, *SignalledRequest) (*SignalledResponse, error)
 	Events(context.Context, *EventsRequest, Guest_EventsServer) error
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
 }
@@ -52,6 +53,13 @@ func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
 				}
 				return svc.Online(ctx, &req)
 			},
+			"Signalled": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req SignalledRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Signalled(ctx, &req)
+			},
 			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req ShutdownRequest
 				if err := unmarshal(&req); err != nil {
@@ -80,6 +88,7 @@ type GuestClient interface {
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
 	Configure(context.Context, *ConfigureRequest) (*ConfigureResponse, error)
 	Online(context.Context, *OnlineRequest) (*OnlineResponse, error)
+	Signalled(context.Context, *SignalledRequest) (*SignalledResponse, error)
 	Events(context.Context, *EventsRequest) (Guest_EventsClient, error)
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
 }
@@ -113,6 +122,14 @@ func (c *guestClient) Configure(ctx context.Context, req *ConfigureRequest) (*Co
 func (c *guestClient) Online(ctx context.Context, req *OnlineRequest) (*OnlineResponse, error) {
 	var resp OnlineResponse
 	if err := c.client.Call(ctx, "runv.agent.v1.Guest", "Online", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) Signalled(ctx context.Context, req *SignalledRequest) (*SignalledResponse, error) {
+	var resp SignalledResponse
+	if err := c.client.Call(ctx, "runv.agent.v1.Guest", "Signalled", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

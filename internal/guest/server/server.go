@@ -29,6 +29,8 @@ type Machine interface {
 	Info() (*agentv1.InfoResponse, error)
 	Configure(context.Context, *agentv1.ConfigureRequest) error
 	Online(context.Context, *agentv1.OnlineRequest) *agentv1.OnlineResponse
+	// Signalled returns those of the threads that have a reason to stop waiting.
+	Signalled(threads []int32) []int32
 	// Shutdown ends all containers and leaves the file systems clean.
 	Shutdown(context.Context) error
 	// PowerOff ends the virtual machine. It does not return.

@@ -35,6 +35,8 @@ func (m *machine) Info() (*agentv1.InfoResponse, error) {
 	return &agentv1.InfoResponse{AgentVersion: "test"}, nil
 }
 
+func (m *machine) Signalled(threads []int32) []int32 { return threads }
+
 func (m *machine) Online(_ context.Context, r *agentv1.OnlineRequest) *agentv1.OnlineResponse {
 	return &agentv1.OnlineResponse{Cpus: r.Cpus, PluggedBytes: r.PluggedBytes}
 }

@@ -32,6 +32,11 @@ func (g *guest) Online(ctx context.Context, r *agentv1.OnlineRequest) (*agentv1.
 	return g.Machine.Online(ctx, r), nil
 }
 
+// Signalled implements agentv1.GuestService.
+func (g *guest) Signalled(_ context.Context, r *agentv1.SignalledRequest) (*agentv1.SignalledResponse, error) {
+	return &agentv1.SignalledResponse{Threads: g.Machine.Signalled(r.Threads)}, nil
+}
+
 // Events implements agentv1.GuestService.
 func (g *guest) Events(ctx context.Context, r *agentv1.EventsRequest, out agentv1.Guest_EventsServer) error {
 	after := r.After

@@ -11,6 +11,10 @@ import (
 
 // Names inside QEMU that the driver uses again over QMP.
 const (
+	// shareQueueSize is how many requests of a share's can be under way. Those that wait for locks are among them, so it
+	// must be larger than what the share server lets wait.
+	shareQueueSize = 512
+
 	// dimmSlots is how often memory can be plugged. vhost-user daemons map each piece apart; those
 	// that are in use take 32 of them.
 	dimmSlots = 16
@@ -91,8 +95,8 @@ func Args(m Machine) []string {
 	for i, s := range m.Shares {
 		args = append(args,
 			"-chardev", socket(chardevName(s.ID), s.FD),
-			"-device", fmt.Sprintf("vhost-user-fs-pci,id=%s,chardev=%s,tag=%s,bus=%s,addr=%s",
-				deviceName(s.ID), chardevName(s.ID), escape(s.Tag), slotOfShare(i).bus(), slotOfShare(i).addr()))
+			"-device", fmt.Sprintf("vhost-user-fs-pci,id=%s,chardev=%s,tag=%s,queue-size=%d,bus=%s,addr=%s",
+				deviceName(s.ID), chardevName(s.ID), escape(s.Tag), shareQueueSize, slotOfShare(i).bus(), slotOfShare(i).addr()))
 	}
 	return args
 }

@@ -46,7 +46,7 @@ func TestArgs(t *testing.T) {
 		"-device", "virtio-serial-pci,max_ports=2,disable-legacy=on,bus=bridge0,addr=0x1",
 		"-device", "virtserialport,chardev=agent,name=runv.agent",
 		"-chardev", "socket,id=chr-runv,fd=8",
-		"-device", "vhost-user-fs-pci,id=dev-runv,chardev=chr-runv,tag=runv,bus=bridge1,addr=0x1",
+		"-device", "vhost-user-fs-pci,id=dev-runv,chardev=chr-runv,tag=runv,queue-size=512,bus=bridge1,addr=0x1",
 	})
 }
 
@@ -100,7 +100,7 @@ func TestArgsVary(t *testing.T) {
 			change: func(m *qemu.Machine) {
 				m.Shares = append(m.Shares, qemu.ShareFD{ID: "b", Tag: "a,bus=bridge3", FD: 9})
 			},
-			has: []string{"id=dev-b,chardev=chr-b,tag=a,,bus=bridge3,bus=bridge1,addr=0x2", "socket,id=chr-b,fd=9"},
+			has: []string{"id=dev-b,chardev=chr-b,tag=a,,bus=bridge3,queue-size=512,bus=bridge1,addr=0x2", "socket,id=chr-b,fd=9"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

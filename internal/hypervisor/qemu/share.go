@@ -67,7 +67,7 @@ func (v *vm) plugShare(ctx context.Context, s hypervisor.Share, at slot, undo *u
 	}
 	undo.add(func(ctx context.Context) error { return v.removeChardev(ctx, s.ID) })
 	return v.execute(ctx, "device_add", map[string]any{
-		"driver": "vhost-user-fs-pci", "id": deviceName(s.ID), "chardev": chardev, "tag": s.Tag,
+		"driver": "vhost-user-fs-pci", "id": deviceName(s.ID), "chardev": chardev, "tag": s.Tag, "queue-size": shareQueueSize,
 		"bus": at.bus(), "addr": at.addr(),
 	})
 }
