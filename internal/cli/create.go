@@ -156,7 +156,7 @@ type created struct {
 	store      *state.Store
 	supervisor *supervisor
 	standIn    *standIn
-	terminal   bool
+	tty        *userTerminal // nil: the program has none, or this command does not stay
 	hooks      specs.Hooks
 }
 
@@ -175,6 +175,12 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	terminal := b.Spec.Process != nil && b.Spec.Process.Terminal
 	if err := opts.check(terminal); err != nil {
 		return nil, err
+	}
+	var tty *userTerminal
+	if terminal && !opts.detach {
+		if tty, err = a.findTerminal(); err != nil {
+			return nil, err
+		}
 	}
 	if os.Getenv("NOTIFY_SOCKET") != "" {
 		a.warn("NOTIFY_SOCKET: ignored: what runs in a virtual machine cannot reach it")
@@ -234,7 +240,9 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 		return nil, err
 	}
 	a.log.Debug("supervisor serves", "container", id, "pod", podID, "after", time.Since(began))
-	standIn, err := a.startStandIn(ctx, store.PodDir(podID), terminal, opts.consoleSocket, net, true)
+	standIn, err := a.startStandIn(ctx, store.PodDir(podID), standInOptions{
+		terminal: terminal, consoleSocket: opts.consoleSocket, foreground: !opts.detach, net: net, init: true,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -271,7 +279,7 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 		return nil, context.Cause(ctx)
 	}
 	undo.release()
-	return &created{id: id, store: store, supervisor: sup, standIn: standIn, terminal: terminal, hooks: hooks}, nil
+	return &created{id: id, store: store, supervisor: sup, standIn: standIn, tty: tty, hooks: hooks}, nil
 }
 
 // loadBundle checks a bundle early: nothing has to be undone when it is bad.

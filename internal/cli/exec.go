@@ -222,7 +222,7 @@ func (j *execJob) request(ctx context.Context, token []byte) (*supervisorv1.Exec
 
 // detached leaves a stand-in process behind that holds the process's stdio.
 func (j *execJob) detached(ctx context.Context, consoleSocket string) error {
-	standIn, err := j.app.startStandIn(ctx, j.podDir, j.process.Terminal, consoleSocket, netNS{}, false)
+	standIn, err := j.app.startStandIn(ctx, j.podDir, standInOptions{terminal: j.process.Terminal, consoleSocket: consoleSocket})
 	if err != nil {
 		return err
 	}
@@ -250,9 +250,12 @@ func (j *execJob) foreground(ctx context.Context) (status int, err error) {
 			return 0, err
 		}
 	}
-	tty := &terminal{}
+	tty := &userTerminal{}
 	if j.process.Terminal {
-		if tty, err = j.app.openTerminal(); err != nil {
+		if tty, err = j.app.findTerminal(); err != nil {
+			return 0, err
+		}
+		if err := tty.makeRaw(); err != nil {
 			return 0, err
 		}
 		defer tty.restore()

@@ -75,13 +75,12 @@ func (a *app) run(ctx context.Context, id string, opts createOptions, keep bool)
 // signals. A status other than 0 is an *exitError. release is called when
 // SIGINT and SIGTERM are the program's and no longer ours.
 func (a *app) attend(ctx context.Context, release func(), c *created) error {
-	if c.terminal {
-		tty, err := a.openTerminal()
-		if err != nil {
+	if c.tty != nil {
+		if err := c.tty.makeRaw(); err != nil {
 			return err
 		}
-		defer tty.restore()
-		stop := tty.follow(ctx, a.resizer(c.supervisor, c.id, ""))
+		defer c.tty.restore()
+		stop := c.tty.follow(ctx, a.resizer(c.supervisor, c.id, ""))
 		defer stop()
 	}
 	stop := a.forwardSignals(c.standIn.signal)

@@ -73,25 +73,31 @@ type standIn struct {
 	process *standin.Process
 }
 
+// standInOptions say what a stand-in is for.
+type standInOptions struct {
+	terminal      bool   // the process has one
+	consoleSocket string // gets the master of a new terminal, which the stand-in then has; empty: none
+	foreground    bool   // this command stays until the process's end
+	net           netNS
+	init          bool // of a container: it has a mount namespace of its own
+}
+
 // startStandIn starts a stand-in that brings our standard input, output and
-// error, or a new terminal whose master goes to the console socket. A process
+// error, or a new terminal. A process
 // with a terminal has no standard error. It is a session of its own: what the
-// keyboard or the shell sends to this command's group is not for it. That of a container's init has
-// a mount namespace of its own.
-func (a *app) startStandIn(ctx context.Context, podDir string, terminal bool, consoleSocket string, net netNS, init bool) (*standIn, error) {
+// keyboard or the shell sends to this command's group is not for it.
+func (a *app) startStandIn(ctx context.Context, podDir string, o standInOptions) (*standIn, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("start stand-in: %w", err)
 	}
 	opts := standin.StartOptions{
-		Executable: self, PodDir: podDir, Token: newToken(), Setsid: true, NetNS: net.file, NewNetNS: net.isNew,
-		NewMountNS: init,
+		Executable: self, PodDir: podDir, Token: newToken(), Setsid: true, NetNS: o.net.file, NewNetNS: o.net.isNew,
+		NewMountNS: o.init, Terminal: o.terminal, ConsoleSocket: o.consoleSocket, Foreground: o.foreground,
 	}
-	if consoleSocket != "" {
-		opts.Terminal, opts.ConsoleSocket = true, consoleSocket
-	} else {
+	if o.consoleSocket == "" {
 		opts.Stdin, opts.Stdout = a.prog.Stdin, a.prog.Stdout
-		if !terminal {
+		if !o.terminal {
 			opts.Stderr = a.prog.Stderr
 		}
 	}
@@ -146,7 +152,7 @@ type standInClient struct {
 // connectStandIn brings our own standard input, output and error to the
 // supervisor. A process with a terminal has no standard error.
 func (a *app) connectStandIn(ctx context.Context, podDir string, terminal bool) (*standInClient, error) {
-	files := standin.Stdio{Stdin: a.prog.Stdin, Stdout: a.prog.Stdout}
+	files := standin.Stdio{Stdin: a.prog.Stdin, Stdout: a.prog.Stdout, Terminal: terminal, Foreground: true}
 	if !terminal {
 		files.Stderr = a.prog.Stderr
 	}

@@ -16,38 +16,48 @@ import (
 // resizeTimeout bounds the telling of a terminal's new size.
 const resizeTimeout = 5 * time.Second
 
-// terminal is the user's terminal while a container's process uses it. It has
-// no file when standard input is no terminal: then there is nothing to do.
-type terminal struct {
+// userTerminal is the user's terminal while a container's process uses it. Without a console there is
+// nothing to do.
+type userTerminal struct {
 	console console.Console
 }
 
-// openTerminal makes the user's terminal raw: the guest's terminal does what
-// this one did. Call restore at the end.
-func (a *app) openTerminal() (*terminal, error) {
-	c, err := console.ConsoleFromFile(a.prog.Stdin)
+// findTerminal finds the user's terminal as runc does: what is redirected is not it.
+func (a *app) findTerminal() (*userTerminal, error) {
+	for _, f := range []*os.File{a.prog.Stderr, a.prog.Stdout, a.prog.Stdin} {
+		if c, err := console.ConsoleFromFile(f); err == nil {
+			return &userTerminal{console: c}, nil
+		}
+	}
+	f, err := os.Open("/dev/tty")
 	if err != nil {
-		return &terminal{}, nil // no terminal
+		return nil, fmt.Errorf("find terminal: standard input, output and error are none: %w", err)
 	}
-	if err := c.SetRaw(); err != nil {
-		return nil, fmt.Errorf("make terminal raw: %w", err)
+	c, err := console.ConsoleFromFile(f)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("find terminal: %w", err)
 	}
-	// That leaves output processing on, and the guest's terminal has made CR LF of LF already.
-	if err := console.ClearONLCR(c.Fd()); err != nil {
-		_ = c.Reset()
-		return nil, fmt.Errorf("make terminal raw: %w", err)
-	}
-	return &terminal{console: c}, nil
+	return &userTerminal{console: c}, nil
 }
 
-func (t *terminal) restore() {
+// makeRaw leaves to the guest's terminal what this one does with input. Its output processing stays on: the guest's
+// passes newlines on as they are, so that what the user has sent into a file has them so. The caller calls restore.
+func (t *userTerminal) makeRaw() error {
+	if err := t.console.SetRaw(); err != nil {
+		return fmt.Errorf("make terminal raw: %w", err)
+	}
+	return nil
+}
+
+func (t *userTerminal) restore() {
 	if t.console != nil {
 		_ = t.console.Reset()
 	}
 }
 
 // size is the terminal's size; 0, 0 when there is none.
-func (t *terminal) size() (width, height uint16) {
+func (t *userTerminal) size() (width, height uint16) {
 	if t.console == nil {
 		return 0, 0
 	}
@@ -60,7 +70,7 @@ func (t *terminal) size() (width, height uint16) {
 
 // follow tells the terminal's size now and after each change, until stop is
 // called.
-func (t *terminal) follow(ctx context.Context, tell func(ctx context.Context, width, height uint16)) (stop func()) {
+func (t *userTerminal) follow(ctx context.Context, tell func(ctx context.Context, width, height uint16)) (stop func()) {
 	if t.console == nil {
 		return func() {}
 	}

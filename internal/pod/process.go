@@ -95,36 +95,33 @@ func (p *Pod) setProcess(proc *process, next ProcessState) {
 // openStreams opens a stream for each of the caller's files and lets output flow. Input
 // is not touched before the process is there; see serve.
 func (proc *process) openStreams(agent *agentclient.Client) (*agentv1.Stdio, error) {
-	ids := &agentv1.Stdio{}
-	if f := proc.peer.Stdin; f != nil {
-		st, err := agent.OpenStream()
-		if err != nil {
-			return nil, err
-		}
-		src, err := stdio.NewSource(f)
-		if err != nil {
-			_ = st.Close()
-			return nil, fmt.Errorf("open stdin: %w", err)
-		}
-		ids.Stdin = st.StreamID()
-		proc.input = stdio.NewInput(src, st)
+	ids := &agentv1.Stdio{PlainNewlines: proc.peer.Terminal && proc.peer.Foreground}
+	if err := proc.openInput(agent, ids); err != nil {
+		return nil, fmt.Errorf("open stdin: %w", err)
 	}
-	for _, out := range []struct {
+	for fd, out := range []struct {
 		name string
 		file *os.File
 		id   *uint32
-	}{{"stdout", proc.peer.Stdout, &ids.Stdout}, {"stderr", proc.peer.Stderr, &ids.Stderr}} {
-		if out.file == nil || proc.peer.Terminal && out.name == "stderr" {
+	}{{}, {"stdout", proc.peer.Stdout, &ids.Stdout}, {"stderr", proc.peer.Stderr, &ids.Stderr}} {
+		if out.file == nil {
+			continue
+		}
+		sink, err := stdio.NewSink(out.file)
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %w", out.name, err)
+		}
+		if streamless, faulty := proc.hasInstead(sink.IsNull(), sink.Fault()); streamless {
+			_ = sink.Close()
+			if faulty {
+				ids.Faulty |= 1 << fd
+			}
 			continue
 		}
 		st, err := agent.OpenStream()
 		if err != nil {
+			_ = sink.Close()
 			return nil, err
-		}
-		sink, err := stdio.NewSink(out.file)
-		if err != nil {
-			_ = st.Close()
-			return nil, fmt.Errorf("open %s: %w", out.name, err)
 		}
 		*out.id = st.StreamID()
 		output := stdio.NewOutput(sink, 0)
@@ -144,6 +141,44 @@ func (proc *process) openStreams(agent *agentclient.Client) (*agentv1.Stdio, err
 		})
 	}
 	return ids, nil
+}
+
+// openInput is openStreams for the standard input.
+func (proc *process) openInput(agent *agentclient.Client, ids *agentv1.Stdio) error {
+	if proc.peer.Stdin == nil {
+		return nil
+	}
+	src, err := stdio.NewSource(proc.peer.Stdin)
+	if err != nil {
+		return err
+	}
+	if streamless, faulty := proc.hasInstead(src.IsNull(), src.Fault()); streamless {
+		if faulty {
+			ids.Faulty |= 1 << 0
+		}
+		return src.Close()
+	}
+	st, err := agent.OpenStream()
+	if err != nil {
+		_ = src.Close()
+		return err
+	}
+	ids.Stdin = st.StreamID()
+	proc.input = stdio.NewInput(src, st)
+	return nil
+}
+
+// hasInstead tells whether the process has the guest's /dev/null instead of a stream to a caller's file, and whether
+// its calls must fail, as on one machine. A caller who stays in the foreground copies between his
+// files and pipes under runc, so there the process sees nothing of what they are; nor does it on a terminal.
+func (proc *process) hasInstead(null bool, fault error) (streamless, faulty bool) {
+	switch {
+	case proc.peer.Foreground || proc.peer.Terminal:
+		return false, false
+	case null && proc.execID == initProcess: // runc opens it anew, for both directions
+		return true, false
+	}
+	return null || fault != nil, fault != nil
 }
 
 // serve lets input flow and obeys the stand-in until the process's end. On the pod's goroutine.

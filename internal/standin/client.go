@@ -32,9 +32,13 @@ func (e *RefusedError) Error() string { return "stand-in refused: " + e.Text }
 // Stdio is what a client brings for its process. The files stay the caller's.
 type Stdio struct {
 	Stdin, Stdout, Stderr *os.File // nil for none
-	// Terminal says that Stdin is a terminal that serves for all three; Stdout
+	// Terminal says that the process has a terminal. Stdin is the one that serves for all three; Stdout
 	// and Stderr are not looked at.
 	Terminal bool
+	// Foreground says that the caller stays and reads and writes the files for the process, as runc without
+	// --detach does. With a terminal Stdin and Stdout then are whatever files the caller has; the terminal's size is
+	// told with Resize.
+	Foreground bool
 }
 
 // Client stands for a process at the supervisor. Methods may be called concurrently.
@@ -46,9 +50,16 @@ type Client struct {
 // not wait until the supervisor knows the token: Wait does. ctx bounds Connect
 // only. The caller closes the client.
 func Connect(ctx context.Context, podDir string, token Token, stdio Stdio) (*Client, error) {
-	h := hello{token: token, terminal: stdio.Terminal}
+	h := hello{token: token}
 	files := [maxFiles]*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr}
+	if stdio.Foreground {
+		h.flags |= flagForeground
+	}
 	if stdio.Terminal {
+		h.flags |= flagTerminal
+		files[2] = nil
+	}
+	if stdio.Terminal && !stdio.Foreground {
 		if stdio.Stdin == nil {
 			return nil, fmt.Errorf("connect stand-in: terminal without a file: %w", errdefs.ErrInvalidArgument)
 		}

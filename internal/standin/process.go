@@ -27,17 +27,13 @@ const (
 
 // setup tells a new stand-in what to do.
 type setup struct {
-	token    Token
-	terminal bool
-	present  uint8 // as in hello; the others are /dev/null
+	token   Token
+	flags   uint8 // as in hello
+	present uint8 // as in hello; the others are /dev/null
 }
 
 func (s setup) encode() []byte {
-	b := append([]byte{version}, s.token[:]...)
-	if s.terminal {
-		return append(b, flagTerminal, s.present)
-	}
-	return append(b, 0, s.present)
+	return append(append([]byte{version}, s.token[:]...), s.flags, s.present)
 }
 
 func decodeSetup(b []byte) (s setup, err error) {
@@ -45,7 +41,7 @@ func decodeSetup(b []byte) (s setup, err error) {
 		return s, fmt.Errorf("decode setup: %d bytes", len(b))
 	}
 	rest := b[1+copy(s.token[:], b[1:]):]
-	s.terminal, s.present = rest[0] == flagTerminal, rest[1]
+	s.flags, s.present = rest[0], rest[1]
 	return s, nil
 }
 
@@ -115,13 +111,13 @@ func begin(ctx context.Context, starter *net.UnixConn, podDir string) (c *Client
 	if err != nil {
 		return nil, nil, err
 	}
-	stdio := Stdio{Terminal: s.terminal}
+	stdio := Stdio{Terminal: s.flags&flagTerminal != 0, Foreground: s.flags&flagForeground != 0}
 	for i, f := range []**os.File{&stdio.Stdin, &stdio.Stdout, &stdio.Stderr} {
 		if s.present&(1<<i) != 0 {
 			*f = []*os.File{os.Stdin, os.Stdout, os.Stderr}[i]
 		}
 	}
-	if s.terminal {
+	if stdio.Terminal && !stdio.Foreground {
 		// Needed after the descriptors 0 to 2 are gone, to ask for its size.
 		fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, setupFD)
 		if err != nil {

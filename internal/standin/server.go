@@ -221,10 +221,12 @@ type Peer struct {
 	// PID is the client's process, as the kernel tells.
 	PID int
 	// The process's stdio; nil if it has none. The files are the caller's, to
-	// hand over or to close, see CloseStdio. With a terminal Stdin and Stdout are
-	// the same tty and Stderr is nil.
+	// hand over or to close, see CloseStdio. With a terminal Stderr is nil.
 	Stdin, Stdout, Stderr *os.File
 	Terminal              bool
+	// Foreground says that the files are not to be seen by the process as they are: the caller reads and writes them
+	// for it. A terminal then is the guest's alone, and Stdin and Stdout are any files.
+	Foreground bool
 	// Width and Height are the terminal's size in characters, 0 if unknown.
 	Width, Height uint32
 
@@ -349,11 +351,12 @@ func receiveHello(conn *net.UnixConn) (p *Peer, token Token, err error) {
 		return nil, token, err
 	}
 	p = &Peer{
-		PID:      int(cred.Pid),
-		Terminal: h.terminal,
-		Width:    uint32(h.width),
-		Height:   uint32(h.height),
-		conn:     conn,
+		PID:        int(cred.Pid),
+		Terminal:   h.flags&flagTerminal != 0,
+		Foreground: h.flags&flagForeground != 0,
+		Width:      uint32(h.width),
+		Height:     uint32(h.height),
+		conn:       conn,
 	}
 	rest := files
 	for i, dst := range []**os.File{&p.Stdin, &p.Stdout, &p.Stderr} {

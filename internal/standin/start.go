@@ -32,6 +32,8 @@ type StartOptions struct {
 	// Terminal says that the process has a terminal: the one that Stdin is, or
 	// one whose master is sent to ConsoleSocket.
 	Terminal bool
+	// Foreground is as in Stdio: with a terminal Stdin and Stdout are any files.
+	Foreground bool
 	// ConsoleSocket is the path of a unix socket that gets the master of a new
 	// pseudo terminal, whose slave becomes the stand-in's controlling terminal.
 	// The files above are not used then.
@@ -76,7 +78,13 @@ func start(ctx context.Context, opts StartOptions) (_ *Process, err error) {
 		return nil, fmt.Errorf("console socket without a terminal: %w", errdefs.ErrInvalidArgument)
 	}
 	attr := os.ProcAttr{Dir: "/", Env: environment(), Sys: &unix.SysProcAttr{Setsid: opts.Setsid}}
-	s := setup{token: opts.Token, terminal: opts.Terminal}
+	s := setup{token: opts.Token}
+	if opts.Terminal {
+		s.flags |= flagTerminal
+	}
+	if opts.Foreground {
+		s.flags |= flagForeground
+	}
 	var master *os.File
 	switch {
 	case opts.ConsoleSocket != "":
@@ -89,7 +97,7 @@ func start(ctx context.Context, opts StartOptions) (_ *Process, err error) {
 		attr.Files = []*os.File{slave, slave, slave}
 		attr.Sys = &unix.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
 		s.present = presentStdin | presentStdout
-	case opts.Terminal:
+	case opts.Terminal && !opts.Foreground:
 		if opts.Stdin == nil {
 			return nil, fmt.Errorf("terminal without a file: %w", errdefs.ErrInvalidArgument)
 		}

@@ -30,7 +30,8 @@ const (
 	kindError  = 'E'
 	kindExit   = 'X'
 
-	flagTerminal = 1 << 0
+	flagTerminal   = 1 << 0
+	flagForeground = 1 << 1
 
 	maxSignal = 64
 	maxFiles  = 3
@@ -50,7 +51,7 @@ type Token [16]byte
 // hello is what a client says first.
 type hello struct {
 	token         Token
-	terminal      bool
+	flags         uint8
 	present       uint8
 	width, height uint16 // 0 if unknown
 }
@@ -61,11 +62,7 @@ func (h hello) encode() []byte {
 	b := make([]byte, 0, helloSize)
 	b = append(b, kindHello, version)
 	b = append(b, h.token[:]...)
-	var flags uint8
-	if h.terminal {
-		flags |= flagTerminal
-	}
-	b = append(b, flags, h.present)
+	b = append(b, h.flags, h.present)
 	b = binary.BigEndian.AppendUint16(b, h.width)
 	return binary.BigEndian.AppendUint16(b, h.height)
 }
@@ -82,16 +79,15 @@ func decodeHello(b []byte) (hello, error) {
 		return h, fmt.Errorf("decode hello: %d bytes, want %d", len(b), helloSize)
 	}
 	rest := b[2+copy(h.token[:], b[2:]):]
-	flags := rest[0]
-	if flags&^flagTerminal != 0 {
-		return h, fmt.Errorf("decode hello: unknown flags %#x", flags)
+	h.flags = rest[0]
+	if h.flags&^(flagTerminal|flagForeground) != 0 {
+		return h, fmt.Errorf("decode hello: unknown flags %#x", h.flags)
 	}
-	h.terminal = flags&flagTerminal != 0
 	h.present = rest[1]
 	if h.present >= 1<<maxFiles {
 		return h, fmt.Errorf("decode hello: unknown files %#x", h.present)
 	}
-	if h.terminal && h.present != presentStdin|presentStdout {
+	if h.flags&flagTerminal != 0 && h.present != presentStdin|presentStdout {
 		return h, fmt.Errorf("decode hello: files %#x with a terminal", h.present)
 	}
 	h.width = binary.BigEndian.Uint16(rest[2:])

@@ -8,7 +8,7 @@ import (
 )
 
 func TestDecodeHello(t *testing.T) {
-	good := hello{token: Token{1, 2, 3}, terminal: true, present: presentStdin | presentStdout, width: 80, height: 25}
+	good := hello{token: Token{1, 2, 3}, flags: flagTerminal | flagForeground, present: presentStdin | presentStdout, width: 80, height: 25}
 	got, err := decodeHello(good.encode())
 	assert.NilError(t, err)
 	assert.Equal(t, got, good)
@@ -27,7 +27,7 @@ func TestDecodeHello(t *testing.T) {
 		"version":             {change(1, 2), "version 2, want 1"},
 		"short":               {good.encode()[:helloSize-1], "23 bytes, want 24"},
 		"long":                {append(good.encode(), 0), "25 bytes"},
-		"flags":               {change(18, 3), "unknown flags"},
+		"flags":               {change(18, 4), "unknown flags"},
 		"files":               {change(19, 8), "unknown files"},
 		"terminal with error": {change(19, 7), "with a terminal"},
 	} {
@@ -74,7 +74,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(reply{kind: kindOK}.encode())
 	f.Add(reply{kind: kindError, text: "why"}.encode())
 	f.Add(reply{kind: kindExit, status: 1}.encode())
-	f.Add(setup{terminal: true, present: 3}.encode())
+	f.Add(setup{flags: flagTerminal, present: 3}.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if h, err := decodeHello(b); err == nil {
 			assert.DeepEqual(t, h.encode(), b)

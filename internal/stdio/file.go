@@ -25,6 +25,8 @@ const (
 	// Another reader of the same file may be faster: then Close returns, but the
 	// call stays until there is data again.
 	polled
+	// faulty: every call fails, as the program's own would on one machine.
+	faulty
 )
 
 // Source is a caller's file to read from. Methods may be called from several
@@ -35,17 +37,26 @@ type Source struct {
 	way   way
 	tty   bool
 	ready *readiness // for socket and polled
+	fault error      // of faulty
+	null  bool
 }
 
-// NewSource takes over f, which must be open for reading; the caller must not use it any more,
-// not even after an error. Close closes it.
+// NewSource takes over f, of whatever kind; the caller must not use it any more, not even after an
+// error. A file that nobody can read from is no error, see Fault. Close closes it.
 func NewSource(f *os.File) (*Source, error) {
 	o, err := open(f, unix.O_RDONLY, unix.EPOLLIN|unix.EPOLLRDHUP)
 	if err != nil {
 		return nil, fmt.Errorf("open %s for reading: %w", f.Name(), err)
 	}
-	return &Source{file: o.file, conn: o.conn, way: o.way, tty: o.tty, ready: o.ready}, nil
+	return &Source{file: o.file, conn: o.conn, way: o.way, tty: o.tty, ready: o.ready, fault: o.fault, null: o.null}, nil
 }
+
+// Fault tells why nobody can read from the file: it is open for writing only, say, or a directory. Read fails
+// with it. nil when there is no such reason.
+func (s *Source) Fault() error { return s.fault }
+
+// IsNull tells whether the file is /dev/null.
+func (s *Source) IsNull() bool { return s.null }
 
 // Read blocks until there is at least one byte, the input ended (io.EOF), or
 // Close was called (os.ErrClosed).
@@ -54,6 +65,8 @@ func (s *Source) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	switch s.way {
+	case faulty:
+		return 0, s.fault
 	case socket:
 		return s.recv(p)
 	case polled:
@@ -100,17 +113,26 @@ type Sink struct {
 	conn  syscall.RawConn // of file
 	way   way
 	ready *readiness // for socket and polled
+	fault error      // of faulty
+	null  bool
 }
 
-// NewSink takes over f, which must be open for writing; the caller must not use it any more,
-// not even after an error. Close closes it.
+// NewSink takes over f, of whatever kind; the caller must not use it any more, not even after an
+// error. A file that nobody can write to is no error, see Fault. Close closes it.
 func NewSink(f *os.File) (*Sink, error) {
 	o, err := open(f, unix.O_WRONLY, unix.EPOLLOUT)
 	if err != nil {
 		return nil, fmt.Errorf("open %s for writing: %w", f.Name(), err)
 	}
-	return &Sink{file: o.file, conn: o.conn, way: o.way, ready: o.ready}, nil
+	return &Sink{file: o.file, conn: o.conn, way: o.way, ready: o.ready, fault: o.fault, null: o.null}, nil
 }
+
+// Fault tells why nobody can write to the file: it is open for reading only, say. Write fails with
+// it. nil when there is no such reason.
+func (s *Sink) Fault() error { return s.fault }
+
+// IsNull tells whether the file is /dev/null.
+func (s *Sink) IsNull() bool { return s.null }
 
 // Write blocks until all of p is written, the file broke (unix.EPIPE when
 // nobody reads any more; there is never a SIGPIPE), or Close was called
@@ -118,6 +140,8 @@ func NewSink(f *os.File) (*Sink, error) {
 func (s *Sink) Write(p []byte) (int, error) {
 	var one func([]byte) (int, error)
 	switch s.way {
+	case faulty:
+		return 0, s.fault
 	case socket:
 		one = s.send
 	case polled:
@@ -173,6 +197,8 @@ type opened struct {
 	way   way
 	tty   bool
 	ready *readiness
+	fault error
+	null  bool // the file is /dev/null
 }
 
 // open consumes f. mode is unix.O_RDONLY or unix.O_WRONLY, events what
@@ -189,22 +215,24 @@ func open(f *os.File, mode int, events uint32) (o opened, err error) {
 	}
 	var st unix.Stat_t
 	if err = control(o.conn, func(fd int) error {
-		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
-		if err != nil {
-			return err
-		}
-		if acc := flags & unix.O_ACCMODE; flags&unix.O_PATH != 0 || (acc != unix.O_RDWR && acc != mode) {
-			return unix.EBADF
-		}
+		o.fault = faultOf(fd, mode)
 		_, notTTY := unix.IoctlGetTermios(fd, unix.TCGETS)
 		o.tty = notTTY == nil
 		return unix.Fstat(fd, &st)
 	}); err != nil {
 		return o, err
 	}
+	o.null = st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
+	if o.fault == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		o.fault = unix.EISDIR
+	}
+	if o.fault != nil {
+		o.way = faulty
+		return o, nil
+	}
 
 	switch kind := st.Mode & unix.S_IFMT; {
-	case kind == unix.S_IFREG || kind == unix.S_IFBLK || kind == unix.S_IFDIR:
+	case kind == unix.S_IFREG || kind == unix.S_IFBLK:
 		o.way = direct
 		return o, nil
 	case kind == unix.S_IFSOCK:
@@ -226,6 +254,28 @@ func open(f *os.File, mode int, events uint32) (o opened, err error) {
 		o.way, err = direct, nil
 	}
 	return o, err
+}
+
+// faultOf tells why the kernel would refuse to read from a descriptor or to write to it, whatever there is to
+// read. It touches nothing: to move no bytes is refused for the same reasons, and never blocks.
+func faultOf(fd, mode int) error {
+	move := unix.Readv
+	if mode == unix.O_WRONLY {
+		move = unix.Writev
+	}
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	switch {
+	case err != nil: // no socket
+		_, err = move(fd, nil)
+	case kind != unix.SOCK_DGRAM || mode == unix.O_WRONLY: // a datagram may come from anybody
+		_, err = unix.Getpeername(fd)
+	}
+	for _, fault := range []error{unix.EBADF, unix.EINVAL, unix.ENOTCONN} {
+		if errors.Is(err, fault) {
+			return fault
+		}
+	}
+	return nil
 }
 
 // ttyAuxMajor is the device number of /dev/tty, /dev/console and /dev/ptmx:

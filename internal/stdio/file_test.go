@@ -188,13 +188,56 @@ func TestDevNull(t *testing.T) {
 	assert.Equal(t, n, 4)
 }
 
-func TestWrongDirection(t *testing.T) {
-	_, err := stdio.NewSink(pipeToRead(t).file)
-	assert.ErrorIs(t, err, unix.EBADF)
-	_, err = stdio.NewSource(pipeToWrite(t).file)
-	assert.ErrorIs(t, err, unix.EBADF)
+func TestFaults(t *testing.T) {
+	open := func(path string, flags int) *os.File {
+		t.Helper()
+		f, err := os.OpenFile(path, flags, 0)
+		assert.NilError(t, err)
+		return f
+	}
+	fd := func(fd int, err error) *os.File {
+		t.Helper()
+		assert.NilError(t, err)
+		return os.NewFile(uintptr(fd), "fd")
+	}
+	deleted := filepath.Join(t.TempDir(), "file")
+	assert.NilError(t, os.WriteFile(deleted, []byte("x"), 0o600))
+	file := open(deleted, os.O_RDWR)
+	assert.NilError(t, os.Remove(deleted))
+	for name, test := range map[string]struct {
+		file         *os.File
+		source, sink error
+	}{
+		"reading end of a pipe":   {pipeToRead(t).file, nil, unix.EBADF},
+		"writing end of a pipe":   {pipeToWrite(t).file, unix.EBADF, nil},
+		"/dev/null to read":       {open(os.DevNull, os.O_RDONLY), nil, unix.EBADF},
+		"/dev/null to write":      {open(os.DevNull, os.O_WRONLY), unix.EBADF, nil},
+		"O_PATH":                  {open(os.DevNull, unix.O_PATH), unix.EBADF, unix.EBADF},
+		"directory":               {open("/", os.O_RDONLY), unix.EISDIR, unix.EBADF},
+		"deleted file":            {file, nil, nil},
+		"epoll":                   {fd(unix.EpollCreate1(unix.EPOLL_CLOEXEC)), unix.EINVAL, unix.EINVAL},
+		"eventfd":                 {fd(unix.Eventfd(0, unix.EFD_CLOEXEC)), nil, nil},
+		"socket without a peer":   {fd(unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)), unix.ENOTCONN, unix.ENOTCONN},
+		"datagrams from anywhere": {fd(unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)), nil, unix.ENOTCONN},
+	} {
+		t.Run(name, func(t *testing.T) {
+			again := fd(unix.FcntlInt(test.file.Fd(), unix.F_DUPFD_CLOEXEC, 0))
+			src := newSource(t, test.file)
+			assert.Equal(t, src.Fault(), test.source)
+			if test.source != nil {
+				_, err := src.Read(make([]byte, 1))
+				assert.Equal(t, err, test.source)
+			}
+			sink := newSink(t, again)
+			assert.Equal(t, sink.Fault(), test.sink)
+			if test.sink != nil {
+				_, err := sink.Write([]byte("x"))
+				assert.Equal(t, err, test.sink)
+			}
+		})
+	}
 	f := pipeToRead(t).file
 	assert.NilError(t, f.Close())
-	_, err = stdio.NewSource(f)
+	_, err := stdio.NewSource(f)
 	assert.Assert(t, errors.Is(err, os.ErrClosed), "%v", err)
 }

@@ -238,7 +238,13 @@ func openTerminal(t *testing.T, width, height uint16) (pty console.Console, slav
 // startInTerminal starts a command in a terminal of its own, as a shell does.
 func startInTerminal(t *testing.T, cmd *exec.Cmd, slave *os.File) {
 	t.Helper()
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	startInTerminalWith(t, cmd, slave, slave)
+}
+
+// startInTerminalWith is startInTerminal with another standard output.
+func startInTerminalWith(t *testing.T, cmd *exec.Cmd, slave, stdout *os.File) {
+	t.Helper()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, stdout, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	assert.NilError(t, cmd.Start())
 }

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"cmp"
 	"encoding/json"
 	"io"
 	"os"
@@ -79,7 +80,7 @@ func runtimes(t *testing.T, e *harness.Env) (theirs, ours commandLine) {
 	t.Helper()
 	root := filepath.Join(e.Dir, "runc")
 	theirs = commandLine{"runc", func(args ...string) *exec.Cmd {
-		return exec.Command("runc", append([]string{"--root", root}, args...)...)
+		return exec.Command(cmp.Or(os.Getenv("RUNC"), "runc"), append([]string{"--root", root}, args...)...)
 	}}
 	t.Cleanup(func() {
 		out, _ := theirs.command("list", "-q").Output()

@@ -859,10 +859,15 @@ func (*ShutdownResponse) Descriptor() ([]byte, []int) {
 // 0 means none: the process gets /dev/null. A process with a terminal uses
 // stdin and stdout only.
 type Stdio struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stdin         uint32                 `protobuf:"varint,1,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	Stdout        uint32                 `protobuf:"varint,2,opt,name=stdout,proto3" json:"stdout,omitempty"`
-	Stderr        uint32                 `protobuf:"varint,3,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Stdin  uint32                 `protobuf:"varint,1,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Stdout uint32                 `protobuf:"varint,2,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr uint32                 `protobuf:"varint,3,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	// Bits 0 to 2: descriptors that the process cannot read from or write to at all, since those of
+	// the caller are not open for it. They have no stream.
+	Faulty uint32 `protobuf:"varint,4,opt,name=faulty,proto3" json:"faulty,omitempty"`
+	// The process's terminal passes a newline on as it is: the caller's own terminal adds the carriage return.
+	PlainNewlines bool `protobuf:"varint,5,opt,name=plain_newlines,json=plainNewlines,proto3" json:"plain_newlines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -916,6 +921,20 @@ func (x *Stdio) GetStderr() uint32 {
 		return x.Stderr
 	}
 	return 0
+}
+
+func (x *Stdio) GetFaulty() uint32 {
+	if x != nil {
+		return x.Faulty
+	}
+	return 0
+}
+
+func (x *Stdio) GetPlainNewlines() bool {
+	if x != nil {
+		return x.PlainNewlines
+	}
+	return false
 }
 
 type CreateRequest struct {
@@ -3254,11 +3273,13 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x03OOM\x12\x14\n" +
 	"\x05kills\x18\x01 \x01(\x04R\x05kills\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse\"M\n" +
+	"\x10ShutdownResponse\"\x8c\x01\n" +
 	"\x05Stdio\x12\x14\n" +
 	"\x05stdin\x18\x01 \x01(\rR\x05stdin\x12\x16\n" +
 	"\x06stdout\x18\x02 \x01(\rR\x06stdout\x12\x16\n" +
-	"\x06stderr\x18\x03 \x01(\rR\x06stderr\"\xcf\x01\n" +
+	"\x06stderr\x18\x03 \x01(\rR\x06stderr\x12\x16\n" +
+	"\x06faulty\x18\x04 \x01(\rR\x06faulty\x12%\n" +
+	"\x0eplain_newlines\x18\x05 \x01(\bR\rplainNewlines\"\xcf\x01\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12*\n" +

@@ -45,6 +45,7 @@ const setupTimeout = 60 * time.Second
 type launchOptions struct {
 	execID string // empty: init
 	cgroup string // below the container's; empty: that
+	files  *agentv1.Stdio
 }
 
 // launch starts a process. An init waits for its start when launch returns; an exec
@@ -62,7 +63,9 @@ func (c *Container) launch(ctx context.Context, opts launchOptions, cfg *stage.C
 			p.abandon()
 		}
 	}()
-	if p.io, err = stdio.New(streams, cfg.Process.Terminal); err != nil {
+	if p.io, err = stdio.New(streams, stdio.Options{
+		Terminal: cfg.Process.Terminal, PlainNewlines: opts.files.GetPlainNewlines(), Faulty: opts.files.GetFaulty(),
+	}); err != nil {
 		return nil, err
 	}
 	if err := p.prepare(cfg); err != nil {

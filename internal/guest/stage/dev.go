@@ -152,13 +152,18 @@ func isNull(fd int) bool {
 }
 
 // reopenNull replaces those of the descriptors 0, 1 and 2 that are the guest's
-// /dev/null by the container's: nothing from outside shall stay open.
+// /dev/null by the container's: nothing from outside shall stay open. One that the agent has opened for one
+// direction stays so.
 func reopenNull() error {
 	for fd := range 3 {
 		if !isNull(fd) {
 			continue
 		}
-		null, err := openNull(unix.O_RDWR)
+		mode, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+		if err != nil {
+			return err
+		}
+		null, err := openNull(mode & unix.O_ACCMODE)
 		if errors.Is(err, unix.ENOENT) {
 			return nil // a /dev of the caller's making
 		}

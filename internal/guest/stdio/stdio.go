@@ -21,6 +21,7 @@ import (
 // IO is the input and output of one process.
 type IO struct {
 	streams Streams
+	plain   bool        // the terminal passes newlines on as they are
 	child   []*os.File  // the process's descriptors, until CloseChild
 	pipes   [3]*os.File // our ends, by descriptor; nil: none
 	ptmx    *os.File    // master of the terminal; nil: none
@@ -64,37 +65,61 @@ func (s Streams) Close() {
 	}
 }
 
-// New makes pipes for the streams; a process with a terminal gets none, its terminal comes
-// with SetTerminal. The streams are closed by Close, and if New fails. The caller calls Close.
-func New(streams Streams, terminal bool) (_ *IO, err error) {
-	s := &IO{streams: streams, peer: -1}
+// Options say what a process's descriptors are like, besides their streams.
+type Options struct {
+	Terminal bool // all three are a terminal, which comes with SetTerminal
+	// PlainNewlines makes the terminal pass a newline on without a carriage return.
+	PlainNewlines bool
+	// Faulty has a bit for each descriptor without a stream that cannot be read from or written to.
+	Faulty uint32
+}
+
+// New makes pipes for the streams; a process with a terminal gets none.
+// The streams are closed by Close, and if New fails. The caller calls Close.
+func New(streams Streams, opts Options) (_ *IO, err error) {
+	s := &IO{streams: streams, plain: opts.PlainNewlines, peer: -1}
 	defer func() {
 		if err != nil {
 			s.CloseChild()
 			s.Close()
 		}
 	}()
-	if terminal && streams[2] != nil {
+	if opts.Terminal && streams[2] != nil {
 		return nil, errors.New("a process with a terminal has no stderr stream")
 	}
 	for fd := range s.streams {
-		if err = s.makeChild(fd, s.streams[fd] != nil && !terminal); err != nil {
+		if s.streams[fd] != nil && !opts.Terminal {
+			err = s.makePipe(fd)
+		} else {
+			err = s.openNull(fd, opts.Faulty&(1<<fd) != 0)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
 }
 
-// makeChild makes the process's descriptor fd: an end of a new pipe, or /dev/null.
-func (s *IO) makeChild(fd int, pipe bool) error {
-	if !pipe {
-		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-		if err != nil {
-			return err
-		}
-		s.child = append(s.child, null)
-		return nil
+// openNull makes the process's descriptor fd /dev/null. A faulty one is open for the other direction only, so that the
+// process's calls fail.
+func (s *IO) openNull(fd int, faulty bool) error {
+	mode := os.O_RDWR
+	switch {
+	case faulty && fd == 0:
+		mode = os.O_WRONLY
+	case faulty:
+		mode = os.O_RDONLY
 	}
+	null, err := os.OpenFile(os.DevNull, mode, 0)
+	if err != nil {
+		return err
+	}
+	s.child = append(s.child, null)
+	return nil
+}
+
+// makePipe makes the process's descriptor fd an end of a new pipe.
+func (s *IO) makePipe(fd int) error {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return fmt.Errorf("make pipe: %w", err)
@@ -150,6 +175,17 @@ func (s *IO) SetTerminal(fd int) error {
 		return fmt.Errorf("open terminal: %w", errno)
 	}
 	s.peer = int(peer)
+	if !s.plain {
+		return nil
+	}
+	t, err := unix.IoctlGetTermios(s.peer, unix.TCGETS)
+	if err == nil {
+		t.Oflag &^= unix.ONLCR
+		err = unix.IoctlSetTermios(s.peer, unix.TCSETS, t)
+	}
+	if err != nil {
+		return fmt.Errorf("set up terminal: %w", err)
+	}
 	return nil
 }
 

@@ -38,7 +38,7 @@ func newFixture(t *testing.T, terminal bool) *fixture {
 		f.host[fd], guest[fd] = net.Pipe()
 	}
 	var err error
-	f.io, err = stdio.New(guest, terminal)
+	f.io, err = stdio.New(guest, stdio.Options{Terminal: terminal})
 	assert.NilError(t, err)
 	for fd := 1; fd <= 2; fd++ {
 		if f.host[fd] != nil {
@@ -135,7 +135,7 @@ func TestRefusedOutputBreaksThePipe(t *testing.T) {
 		ends[i] = conn.(*net.UnixConn)
 		defer conn.Close()
 	}
-	s, err := stdio.New(stdio.Streams{1: ends[1]}, false)
+	s, err := stdio.New(stdio.Streams{1: ends[1]}, stdio.Options{})
 	assert.NilError(t, err)
 	defer s.Close()
 	child := s.Child()[1]
@@ -177,6 +177,18 @@ func TestTerminal(t *testing.T) {
 	assert.Equal(t, int(stdout), f.out[1].Len())
 }
 
+func TestFaultyDescriptors(t *testing.T) {
+	s, err := stdio.New(stdio.Streams{}, stdio.Options{Faulty: 1<<0 | 1<<2})
+	assert.NilError(t, err)
+	defer s.Close()
+	defer s.CloseChild()
+	_, err = s.Child()[0].Read(make([]byte, 1))
+	assert.ErrorIs(t, err, unix.EBADF)
+	write(t, s.Child()[1], []byte("lost"))
+	_, err = s.Child()[2].Write([]byte("x"))
+	assert.ErrorIs(t, err, unix.EBADF)
+}
+
 func TestClaim(t *testing.T) {
 	host, guest := net.Pipe()
 	claim := func(_ context.Context, id uint32) (net.Conn, error) {
@@ -188,7 +200,7 @@ func TestClaim(t *testing.T) {
 	streams, err := stdio.Claim(t.Context(), claim, stdio.Numbers{1: 1})
 	assert.NilError(t, err)
 	assert.Equal(t, streams, stdio.Streams{1: guest})
-	_, err = stdio.New(stdio.Streams{2: guest}, true)
+	_, err = stdio.New(stdio.Streams{2: guest}, stdio.Options{Terminal: true})
 	assert.ErrorContains(t, err, "stderr")
 	_, err = stdio.Claim(t.Context(), claim, stdio.Numbers{1, 2})
 	assert.Error(t, err, "no such stream")
