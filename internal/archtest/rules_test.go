@@ -87,8 +87,9 @@ func importRules() []importRule {
 		},
 		{
 			from: []string{
-				"internal/console", "internal/cpulist", "internal/hook", "internal/hostcgroup", "internal/journal",
-				"internal/mountns", "internal/resolver", "internal/rpcerror", "internal/stdio", "internal/transport", "internal/unixsock", "internal/vhostuser",
+				"internal/caller", "internal/console", "internal/cpulist", "internal/hook", "internal/hostcgroup", "internal/journal",
+				"internal/mountns", "internal/resolver", "internal/rpcerror", "internal/stdio", "internal/transport", "internal/unixsock",
+				"internal/vhostuser",
 			},
 			only: []string{},
 			why:  "leaves: each can be read, tested and used alone",

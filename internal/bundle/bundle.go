@@ -262,6 +262,24 @@ func SizeOf(r *specs.LinuxResources) (s Size) {
 	return s
 }
 
+// AffinityCPUs is as many CPUs as have numbers up to the highest that execCPUAffinity of the container's process names; 0:
+// it names none.
+func (b *Bundle) AffinityCPUs() (cpus int) {
+	a := b.Spec.Process.ExecCPUAffinity
+	if a == nil {
+		return 0
+	}
+	for _, list := range []string{a.Initial, a.Final} {
+		if list == "" {
+			continue
+		}
+		if n, err := highest(list); err == nil {
+			cpus = max(cpus, n+1)
+		}
+	}
+	return cpus
+}
+
 // abs makes a path of the specification absolute: relative ones start at the bundle.
 func (b *Bundle) abs(path string) string {
 	if filepath.IsAbs(path) {

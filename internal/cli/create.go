@@ -172,6 +172,10 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	if err := hostcgroup.Check(b.Spec.Linux.CgroupsPath, a.systemdCgroup); err != nil {
 		return nil, err
 	}
+	inherited, err := inherited()
+	if err != nil {
+		return nil, err
+	}
 	terminal := b.Spec.Process != nil && b.Spec.Process.Terminal
 	if err := opts.check(terminal); err != nil {
 		return nil, err
@@ -256,7 +260,11 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	}
 	callCtx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	_, err = sup.containers.Create(callCtx, &supervisorv1.CreateRequest{Id: id, Bundle: b.Dir, Standin: standIn.token(), NoNewKeyring: opts.noNewKeyring})
+	_, err = sup.containers.Create(callCtx, &supervisorv1.CreateRequest{
+		Id: id, Bundle: b.Dir, Standin: standIn.token(), NoNewKeyring: opts.noNewKeyring,
+		//nolint:staticcheck // prestart is deprecated, and used
+		Inherited: inherited, Environment: hookEnv(hooks.Prestart, hooks.CreateRuntime, hooks.Poststart, hooks.Poststop),
+	})
 	if err != nil {
 		if ctx.Err() != nil { // the user has ended it
 			err = context.Cause(ctx)

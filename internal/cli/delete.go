@@ -130,8 +130,9 @@ func (a *app) purge(ctx context.Context, store *state.Store, id string) error {
 	if jsonErr != nil {
 		return errors.Join(err, jsonErr)
 	}
+	around := hook.Surroundings{Dir: c.Bundle, State: data, Env: os.Environ()}
 	// The container is gone whatever comes of them, and ctx may be over.
-	if hookErr := hook.RunAll(context.WithoutCancel(ctx), hook.Poststop, c.Hooks.Poststop, c.Bundle, data); hookErr != nil {
+	if hookErr := hook.RunAll(context.WithoutCancel(ctx), hook.Poststop, c.Hooks.Poststop, around); hookErr != nil {
 		a.warn("delete %s: %v", id, hookErr)
 	}
 	return err
@@ -145,7 +146,7 @@ func (a *app) askDelete(ctx context.Context, store *state.Store, c state.Contain
 		return err
 	}
 	defer sup.close()
-	_, err = sup.containers.Delete(ctx, &supervisorv1.DeleteRequest{Id: c.ID, Force: force})
+	_, err = sup.containers.Delete(ctx, &supervisorv1.DeleteRequest{Id: c.ID, Force: force, Environment: hookEnv(c.Hooks.Poststop)})
 	return err
 }
 

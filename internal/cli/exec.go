@@ -210,6 +210,10 @@ func (j *execJob) request(ctx context.Context, token []byte) (*supervisorv1.Exec
 	if err != nil {
 		return nil, err
 	}
+	inherited, err := inherited()
+	if err != nil {
+		return nil, err
+	}
 	if !j.opts.ignorePaused { // else it takes as long as the user lets it
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, callTimeout)
@@ -217,6 +221,7 @@ func (j *execJob) request(ctx context.Context, token []byte) (*supervisorv1.Exec
 	}
 	return j.supervisor.processes.Exec(ctx, &supervisorv1.ExecRequest{
 		ContainerId: j.id, Process: data, Standin: token, Cgroup: j.cgroup, IgnorePaused: j.opts.ignorePaused,
+		Inherited: inherited,
 	})
 }
 

@@ -85,7 +85,7 @@ func serveFake(store *state.Store, podID string) (f *fakeSupervisor, stop func()
 	}, nil
 }
 
-// fakeMain is the supervisor process of the tests. $FAKE says how it fails:
+// fakeMain is the supervisor process of the tests. $RUNV_FAKE says how it fails:
 // "silent" ends without a word, "deaf" never serves, "no-guest" says that it
 // cannot, "no-vm" fails to create, "hangs" does not answer create, "no-start"
 // fails to start, "dies-started" ends before it can say that it has started.
@@ -98,7 +98,7 @@ func fakeMain(args []string) int {
 	_ = flags.Bool("debug", false, "")
 	_ = flags.Parse(args)
 	ready := os.NewFile(3, "ready")
-	fail := os.Getenv("FAKE")
+	fail := os.Getenv("RUNV_FAKE")
 	switch fail {
 	case "silent":
 		fmt.Fprintln(os.Stderr, "panic: out of luck")
@@ -146,7 +146,7 @@ func fakeMain(args []string) int {
 }
 
 func (f *fakeSupervisor) Create(ctx context.Context, req *supervisorv1.CreateRequest) (*supervisorv1.CreateResponse, error) {
-	switch os.Getenv("FAKE") {
+	switch os.Getenv("RUNV_FAKE") {
 	case "no-vm":
 		return nil, rpcerror.New(errdefs.ErrUnavailable, "create "+req.GetId()+": start VM: VMM ended; console: panic")
 	case "hangs":
@@ -180,13 +180,13 @@ func (f *fakeSupervisor) Create(ctx context.Context, req *supervisorv1.CreateReq
 }
 
 func (f *fakeSupervisor) Start(_ context.Context, req *supervisorv1.StartRequest) (*supervisorv1.StartResponse, error) {
-	if os.Getenv("FAKE") == "no-start" {
+	if os.Getenv("RUNV_FAKE") == "no-start" {
 		return nil, rpcerror.New(errdefs.ErrPermissionDenied, "start "+req.GetId()+`: exec: "/etc": permission denied`)
 	}
 	if err := f.set(req.GetId(), state.Running); err != nil {
 		return nil, err
 	}
-	if os.Getenv("FAKE") == "dies-started" {
+	if os.Getenv("RUNV_FAKE") == "dies-started" {
 		os.Exit(9)
 	}
 	if init := f.init(req.GetId()); init != nil {

@@ -8,12 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"runv/internal/caller"
 	"runv/internal/config"
 )
 
@@ -39,7 +41,7 @@ type supervisorProcess struct {
 
 // launch starts the supervisor of a pod and returns when its sockets listen. It
 // is a session of its own without any of our files, so that nobody who waits
-// for the end of our output waits for it.
+// for the end of our output waits for it, and with nothing else of our caller's.
 func (a *app) launch(ctx context.Context, cfg *config.Effective, podID, podDir string) (_ *supervisorProcess, err error) {
 	logFile, err := os.OpenFile(filepath.Join(podDir, "supervisor.log"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
@@ -59,11 +61,11 @@ func (a *app) launch(ctx context.Context, cfg *config.Effective, podID, podDir s
 	cmd := exec.Command(self, a.supervisorArgs(cfg, podID)...)
 	cmd.Args[0] = "runv"
 	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), absolutePaths(cfg)...)
+	cmd.Env = append(supervisorEnv(os.Environ()), absolutePaths(cfg)...)
 	cmd.Stderr = logFile
 	cmd.ExtraFiles = []*os.File{readyWrite}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
+	err = caller.Leave(cmd.Start)
 	readyWrite.Close()
 	if err != nil {
 		return nil, fmt.Errorf("start supervisor: %w", err)
@@ -99,6 +101,19 @@ func (a *app) supervisorArgs(cfg *config.Effective, podID string) []string {
 		args = append(args, "--debug")
 	}
 	return args
+}
+
+// supervisorEnv is what a supervisor gets of our environment: what it or a library of its reads. It lives long, and the
+// rest, which may hold secrets, is not for it. Hooks get theirs with each request.
+func supervisorEnv(all []string) []string {
+	return slices.DeleteFunc(slices.Clone(all), func(entry string) bool {
+		name, _, _ := strings.Cut(entry, "=")
+		switch name {
+		case "PATH", "TZ", "TMPDIR", "XDG_RUNTIME_DIR":
+			return false
+		}
+		return !slices.ContainsFunc([]string{"RUNV_", "DBUS_", "GO"}, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
+	})
 }
 
 // absolutePaths are the paths that the environment gives, for a process that

@@ -162,7 +162,7 @@ func detached(ts *testscript.TestScript, neg bool, args []string) {
 	defer out.Close()
 	cmd := exec.Command("runv", append([]string{"--root", ts.Getenv("ROOT")}, args...)...)
 	cmd.Dir = ts.MkAbs(".")
-	cmd.Env = append(os.Environ(), "FAKE="+ts.Getenv("FAKE"))
+	cmd.Env = append(os.Environ(), "RUNV_FAKE="+ts.Getenv("RUNV_FAKE"))
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Run(); (err != nil) != neg {
 		ts.Logf("%s", ts.ReadFile("out"))

@@ -66,7 +66,7 @@ func TestCreateThatIsInterruptedLeavesNothing(t *testing.T) {
 	store, err := state.Open(root)
 	assert.NilError(t, err)
 	cmd := exec.CommandContext(t.Context(), "runv", "--root", root, "create", "--bundle", bundleOf(t, "cat"), "web")
-	cmd.Env = append(os.Environ(), "FAKE=hangs")
+	cmd.Env = append(os.Environ(), "RUNV_FAKE=hangs")
 	// The stand-in holds our end of the pipe for as long as it lives.
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

@@ -47,20 +47,38 @@ const (
 	maxTimeout = 1 << 31
 )
 
-// Run runs hooks in their order, each with the state on its standard input and dir as its working
-// directory ("/" when there is none such), and stops at the first that fails. Its error names the
-// hook: "hooks.prestart[0] /bin/x: exit status 1: " and the end of what the hook has written. A
+// Surroundings are what the hooks of one list have in common.
+type Surroundings struct {
+	// Dir is the working directory; "/" when there is none such.
+	Dir string
+	// State is what each hook reads on its standard input.
+	State []byte
+	// Env is the environment of the hooks that have none of their own.
+	Env []string
+	// Confine, unless nil, is called once on the calling thread, before the first hook is started. What
+	// it does to the thread, such as loading a filter of system calls, holds for the hooks; after it this
+	// package does nothing on that thread but start them.
+	Confine func() error
+}
+
+// Run runs hooks in their order, and stops at the first that fails. Its error names the hook:
+// "hooks.prestart[0] /bin/x: exit status 1: " and the end of what the hook has written. A
 // hook fails when it cannot be started, does not exit with 0, or takes longer than its timeout; at
 // the timeout, and when ctx ends, its process group is killed.
 //
-// Hooks get their own environment only, and no file but their standard ones. They are born on
-// the calling thread, so they get its namespaces and its root, and they die with it.
-func Run(ctx context.Context, phase Phase, hooks []specs.Hook, dir string, state []byte) error {
+// Hooks get no file but their standard ones. They are born on the calling thread, so they get its
+// namespaces, its root and its rights, and they die with it.
+func Run(ctx context.Context, phase Phase, hooks []specs.Hook, s Surroundings) error {
+	if s.Confine != nil && len(hooks) > 0 {
+		if err := s.Confine(); err != nil {
+			return err
+		}
+	}
 	for i, h := range hooks {
 		if err := context.Cause(ctx); err != nil {
 			return named(phase, i, h, err)
 		}
-		if err := run(ctx, h, dir, state); err != nil {
+		if err := run(ctx, h, s); err != nil {
 			return named(phase, i, h, err)
 		}
 	}
@@ -68,14 +86,14 @@ func Run(ctx context.Context, phase Phase, hooks []specs.Hook, dir string, state
 }
 
 // RunAll runs hooks as Run does, but all of them: the error joins those of the ones that fail. A
-// hook without a timeout gets Unbounded.
-func RunAll(ctx context.Context, phase Phase, hooks []specs.Hook, dir string, state []byte) error {
+// hook without a timeout gets Unbounded. Surroundings have no Confine.
+func RunAll(ctx context.Context, phase Phase, hooks []specs.Hook, s Surroundings) error {
 	var errs []error
 	for i, h := range hooks {
 		if h.Timeout == nil {
 			h.Timeout = new(int(Unbounded / time.Second))
 		}
-		if err := run(ctx, h, dir, state); err != nil {
+		if err := run(ctx, h, s); err != nil {
 			errs = append(errs, named(phase, i, h, err))
 		}
 	}
@@ -102,7 +120,55 @@ func named(phase Phase, i int, h specs.Hook, err error) error {
 	return fmt.Errorf("hooks.%s[%d] %s: %w", phase, i, h.Path, err)
 }
 
-func run(ctx context.Context, h specs.Hook, dir string, state []byte) error {
+// prepared is what a hook that is to be started needs.
+type prepared struct {
+	dir   string
+	env   []string
+	stdin *os.File // a file in memory, so nobody has to wait until it is read
+	out   *output
+	w     *os.File  // where it writes
+	files []uintptr // its descriptors 0, 1 and 2
+}
+
+func prepare(h specs.Hook, s Surroundings) (_ *prepared, err error) {
+	p := &prepared{dir: s.Dir, env: h.Env}
+	if st, err := os.Stat(s.Dir); err != nil || !st.IsDir() {
+		p.dir = "/"
+	}
+	if len(p.env) == 0 {
+		p.env = s.Env
+	}
+	fd, err := unix.MemfdCreate("state", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make memfd: %w", err)
+	}
+	p.stdin = os.NewFile(uintptr(fd), "state")
+	defer func() {
+		if err != nil {
+			_ = p.stdin.Close()
+		}
+	}()
+	if _, err := p.stdin.Write(s.State); err != nil {
+		return nil, fmt.Errorf("write state: %w", err)
+	}
+	if _, err := p.stdin.Seek(0, 0); err != nil {
+		return nil, fmt.Errorf("write state: %w", err)
+	}
+	if p.out, p.w, err = newOutput(); err != nil {
+		return nil, err
+	}
+	p.files = []uintptr{p.stdin.Fd(), p.w.Fd(), p.w.Fd()}
+	return p, nil
+}
+
+func (p *prepared) close() {
+	_ = p.stdin.Close()
+	_ = p.w.Close()
+	p.out.close()
+}
+
+// run runs a hook.
+func run(ctx context.Context, h specs.Hook, s Surroundings) (err error) {
 	// The thread must outlive the child: its end is the parent's death to a child.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -112,38 +178,87 @@ func run(ctx context.Context, h specs.Hook, dir string, state []byte) error {
 		ctx, cancel = context.WithTimeoutCause(ctx, limit, fmt.Errorf("did not end within %s", limit))
 		defer cancel()
 	}
-	p, out, err := start(h, dir, state)
+	here := func(f func()) { f() } // the thread has the file system that the paths are of
+	if s.Confine != nil {
+		here = elsewhere
+	}
+	var p *prepared
+	here(func() { p, err = prepare(h, s) })
 	if err != nil {
 		return err
 	}
-	defer out.close()
-	exited := make(chan struct{})
-	go func() {
-		defer close(exited)
-		awaitExit(p.Pid)
-	}()
-	select {
-	case <-exited:
-	case <-ctx.Done():
-		// It has not been waited for, so the group is still its own.
-		err = context.Cause(ctx)
-		_ = unix.Kill(-p.Pid, unix.SIGKILL)
-		<-exited
+	defer here(p.close)
+	args := h.Args
+	if len(args) == 0 {
+		args = []string{h.Path}
 	}
-	ended, waitErr := p.Wait()
-	switch {
-	case err != nil:
-	case waitErr != nil:
-		err = waitErr
-	case !ended.Success():
-		err = errors.New(ended.String())
-	default:
+	// Not os.StartProcess: it tries out system calls that the hook does without, and a filter
+	// may kill who makes them.
+	pid, _, err := syscall.StartProcess(h.Path, args, &syscall.ProcAttr{
+		Dir: p.dir, Env: p.env, Files: p.files,
+		Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL},
+	})
+	if err != nil {
+		return err
+	}
+	here(func() { _ = p.w.Close() })
+	if err = await(ctx, pid); err == nil {
 		return nil
 	}
-	if text := out.tail(); text != "" {
+	if text := p.out.tail(); text != "" {
 		return fmt.Errorf("%w: %s", err, text)
 	}
 	return err
+}
+
+// elsewhere calls f on another thread than the caller's, which is locked.
+func elsewhere(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	<-done
+}
+
+// await waits for a hook, and kills its process group when ctx ends. The caller's thread does nothing
+// but wait for it.
+func await(ctx context.Context, pid int) error {
+	exited, killed := make(chan struct{}), make(chan error, 1)
+	result := make(chan error, 1)
+	go func() {
+		select {
+		case <-exited:
+			killed <- nil
+		case <-ctx.Done():
+			// It has not been waited for, so the group is still its own.
+			_ = unix.Kill(-pid, unix.SIGKILL)
+			killed <- context.Cause(ctx)
+		}
+	}()
+	go func() {
+		awaitExit(pid)
+		close(exited)
+		cause := <-killed
+		var status syscall.WaitStatus
+		_, err := syscall.Wait4(pid, &status, 0, nil)
+		for errors.Is(err, unix.EINTR) {
+			_, err = syscall.Wait4(pid, &status, 0, nil)
+		}
+		switch {
+		case cause != nil:
+			result <- cause
+		case err != nil:
+			result <- fmt.Errorf("wait for it: %w", err)
+		case status.Signaled():
+			result <- fmt.Errorf("signal: %s", status.Signal())
+		case status.ExitStatus() != 0:
+			result <- fmt.Errorf("exit status %d", status.ExitStatus())
+		default:
+			result <- nil
+		}
+	}()
+	return <-result
 }
 
 // awaitExit returns when a child has ended, and leaves it to be waited for: until then its pid is
@@ -154,56 +269,6 @@ func awaitExit(pid int) {
 			return
 		}
 	}
-}
-
-// start starts a hook. Its standard input is a file in memory, so nobody has to wait until it is
-// read.
-func start(h specs.Hook, dir string, state []byte) (*os.Process, *output, error) {
-	fd, err := unix.MemfdCreate("state", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make memfd: %w", err)
-	}
-	stdin := os.NewFile(uintptr(fd), "state")
-	defer stdin.Close()
-	if _, err := stdin.Write(state); err != nil {
-		return nil, nil, fmt.Errorf("write state: %w", err)
-	}
-	if _, err := stdin.Seek(0, 0); err != nil {
-		return nil, nil, fmt.Errorf("write state: %w", err)
-	}
-	out, w, err := newOutput()
-	if err != nil {
-		return nil, nil, err
-	}
-	defer w.Close()
-	args := h.Args
-	if len(args) == 0 {
-		args = []string{h.Path}
-	}
-	if st, err := os.Stat(dir); err != nil || !st.IsDir() {
-		dir = "/"
-	}
-	env := h.Env
-	if env == nil {
-		env = []string{} // nil would be our own
-	}
-	p, err := os.StartProcess(h.Path, args, &os.ProcAttr{
-		Dir: dir, Env: env, Files: []*os.File{stdin, w, w},
-		Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL},
-	})
-	if err != nil {
-		out.close()
-		return nil, nil, cause(err)
-	}
-	return p, out, nil
-}
-
-// cause is an error without the path, which the caller tells.
-func cause(err error) error {
-	if at, ok := errors.AsType[*os.PathError](err); ok {
-		return at.Err
-	}
-	return err
 }
 
 // output is the end of what a hook writes.

@@ -28,7 +28,7 @@ func sh(script, file string) specs.Hook {
 
 func run(t *testing.T, state string, hooks ...specs.Hook) error {
 	t.Helper()
-	return hook.Run(t.Context(), hook.Prestart, hooks, t.TempDir(), []byte(state))
+	return hook.Run(t.Context(), hook.Prestart, hooks, hook.Surroundings{Dir: t.TempDir(), State: []byte(state)})
 }
 
 func read(t *testing.T, path string) string {
@@ -47,7 +47,7 @@ func TestWhatAHookGets(t *testing.T) {
 	h := sh(`cat >"$0"; pwd >"$0.pwd"; tr '\0' '\n' </proc/$$/environ >"$0.env"; tr '\0' '\n' </proc/$$/cmdline >"$0.args"
 		ls /proc/$$/fd >"$0.fds"`, file)
 	h.Args[0], h.Env = "a name", []string{"A=1", "A=2", "PATH=/usr/bin:/bin", "NO_VALUE"}
-	assert.NilError(t, hook.Run(t.Context(), hook.Prestart, []specs.Hook{h}, dir, []byte(state)))
+	assert.NilError(t, hook.Run(t.Context(), hook.Prestart, []specs.Hook{h}, hook.Surroundings{Dir: dir, State: []byte(state), Env: []string{"NOT=mine"}}))
 	assert.Equal(t, read(t, file), state)
 	assert.Equal(t, read(t, file+".pwd"), dir+"\n")
 	assert.Equal(t, read(t, file+".env"), "A=1\nA=2\nPATH=/usr/bin:/bin\nNO_VALUE\n")
@@ -62,8 +62,10 @@ func TestWhatAHookGets(t *testing.T) {
 	script := filepath.Join(dir, "script")
 	assert.NilError(t, os.WriteFile(script, []byte("#!/bin/sh\ntr '\\0' '\\n' </proc/$$/environ >"+file+"\n"), 0o755))
 	bare.Path = script
-	assert.NilError(t, hook.Run(t.Context(), hook.Prestart, []specs.Hook{bare}, filepath.Join(dir, "gone"), nil))
+	assert.NilError(t, hook.Run(t.Context(), hook.Prestart, []specs.Hook{bare}, hook.Surroundings{Dir: filepath.Join(dir, "gone")}))
 	assert.Equal(t, strings.TrimSpace(read(t, file)), "") // no environment at all: not ours
+	assert.NilError(t, hook.Run(t.Context(), hook.Prestart, []specs.Hook{bare}, hook.Surroundings{Env: []string{"CALLER=yes"}}))
+	assert.Equal(t, strings.TrimSpace(read(t, file)), "CALLER=yes")
 }
 
 func TestOrderAndFirstFailure(t *testing.T) {
@@ -75,7 +77,7 @@ func TestOrderAndFirstFailure(t *testing.T) {
 	assert.NilError(t, os.Remove(file))
 	err = hook.RunAll(t.Context(), hook.Poststop, []specs.Hook{
 		sh(`echo 0 >>"$0"; exit 1`, file), sh(`echo 1 >>"$0"`, file), sh(`echo 2 >>"$0"; kill -9 $$`, file),
-	}, "/", nil)
+	}, hook.Surroundings{})
 	assert.Error(t, err, "hooks.poststop[0] /bin/sh: exit status 1\nhooks.poststop[2] /bin/sh: signal: killed")
 	assert.Equal(t, read(t, file), "0\n1\n2\n")
 }
@@ -131,11 +133,11 @@ func TestContextKillsTheGroup(t *testing.T) {
 		}
 		cancel(errors.New("deleted"))
 	}()
-	err := hook.Run(ctx, hook.CreateRuntime, []specs.Hook{sh(`sleep 1000 & echo $! >"$0"; : >`+fifo+`; wait`, file), sh("true", "")}, "/", nil)
+	err := hook.Run(ctx, hook.CreateRuntime, []specs.Hook{sh(`sleep 1000 & echo $! >"$0"; : >`+fifo+`; wait`, file), sh("true", "")}, hook.Surroundings{})
 	assert.Error(t, err, "hooks.createRuntime[0] /bin/sh: deleted")
 	gone(t, file)
 
-	err = hook.Run(ctx, hook.CreateRuntime, []specs.Hook{sh("true", "")}, "/", nil)
+	err = hook.Run(ctx, hook.CreateRuntime, []specs.Hook{sh("true", "")}, hook.Surroundings{})
 	assert.Error(t, err, "hooks.createRuntime[0] /bin/sh: deleted")
 }
 

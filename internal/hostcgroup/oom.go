@@ -58,6 +58,11 @@ func (g *Group) TellOOM() error {
 }
 
 func (g *Group) tellOOM(dir string) (err error) {
+	restore, err := lowerScores(dir)
+	defer restore()
+	if err != nil {
+		return err
+	}
 	size, err := victimSize(dir)
 	if err != nil {
 		return err
@@ -104,7 +109,7 @@ func (g *Group) tellOOM(dir string) (err error) {
 	if g.manager == nil {
 		return nil // removed meanwhile
 	}
-	restore, err := lowerLimit(dir, func(limit int64) error {
+	raise, err := lowerLimit(dir, func(limit int64) error {
 		most, err := mostMemory(dir, limit, cmd.Process.Pid)
 		if err == nil && limit+size < most+victimMargin {
 			err = errAnother
@@ -115,7 +120,7 @@ func (g *Group) tellOOM(dir string) (err error) {
 		return err
 	}
 	defer func() {
-		err = errors.Join(err, restore())
+		err = errors.Join(err, raise())
 		g.kills = g.oomKills()
 	}()
 	if _, err := goW.Write([]byte{0}); err != nil {
@@ -130,6 +135,44 @@ func (g *Group) tellOOM(dir string) (err error) {
 		return errors.New("the kernel killed nothing")
 	}
 	return nil
+}
+
+// lowerScores makes the kernel go by the memory of a cgroup's processes alone: one that is to be killed early when the host
+// has no memory left, as engines say of some, could else be killed in the victim's place. restore gives them
+// their scores back.
+func lowerScores(dir string) (restore func(), err error) {
+	before := map[int]int{}
+	restore = func() {
+		for pid, score := range before {
+			_ = os.WriteFile(scorePath(pid), strconv.AppendInt(nil, int64(score), 10), 0) // it may have ended
+		}
+	}
+	pids, err := cgroups.GetAllPids(dir)
+	if err != nil {
+		return restore, err
+	}
+	for _, pid := range pids {
+		score, err := readScore(pid)
+		if err != nil || score <= 0 {
+			continue // it has ended, or comes late by itself
+		}
+		if err := os.WriteFile(scorePath(pid), []byte("0"), 0); err == nil {
+			before[pid] = score
+		} else if !errors.Is(err, os.ErrPermission) && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+			return restore, err
+		} // else mostMemory has a look whether it is in the way
+	}
+	return restore, nil
+}
+
+func scorePath(pid int) string { return fmt.Sprintf("/proc/%d/oom_score_adj", pid) }
+
+func readScore(pid int) (int, error) {
+	data, err := os.ReadFile(scorePath(pid))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(data)))
 }
 
 var errAnother = errors.New("the kernel might kill another process")
@@ -163,15 +206,11 @@ func mostMemory(dir string, limit int64, except int) (most int64, err error) {
 		if pid == except {
 			continue
 		}
-		adj, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+		score, err := readScore(pid)
 		if err != nil {
 			continue // it has gone
 		}
-		n, err := strconv.ParseInt(strings.TrimSpace(string(adj)), 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		most = max(most, scored(pid)+max(n, 0)*(limit/1000)) // containerd's shims, for one, have 1
+		most = max(most, scored(pid)+max(int64(score), 0)*(limit/1000)) // containerd's shims, for one, have 1
 	}
 	return most, nil
 }

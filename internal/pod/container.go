@@ -45,7 +45,11 @@ type container struct {
 	unsaved   bool                  // the record on disk is older than this one
 	forgotten chan struct{}         // closed when all of it is gone and its poststop hooks have run
 	limits    *specs.LinuxResources // as updates have left them; may be nil
-	network   *podNetwork           // nil: it has none of the host's
+	// affinityCPUs is how many CPUs its execs name, as bundle.AffinityCPUs has it.
+	affinityCPUs int
+	environ      []string    // of hooks on the host that have none of their own
+	oomScore     int         // of init: the host's kernel is to know it, too
+	network      *podNetwork // nil: it has none of the host's
 
 	oomTold   chan struct{} // closed when the host's cgroup has told of an OOM; nil: there was none
 	poststart *poststart    // nil: not begun, or no hooks
@@ -60,6 +64,10 @@ type CreateRequest struct {
 	StandIn standin.Token
 	// NoNewKeyring leaves the container's processes the agent's session keyring.
 	NoNewKeyring bool
+	// Inherited is what init has of the caller; nil: nothing.
+	Inherited *agentv1.Inherited
+	// Environment is that of the hooks on the host that have none of their own.
+	Environment []string
 }
 
 // Create makes a container up to the point where only the user's program is missing,
@@ -138,6 +146,12 @@ func (p *Pod) admitContainer(req CreateRequest, b *bundle.Bundle, cancel context
 		forgotten: make(chan struct{}),
 	}
 	c.limits = b.Spec.Linux.Resources
+	c.affinityCPUs = b.AffinityCPUs()
+	c.environ = req.Environment
+	c.oomScore = int(req.Inherited.GetOomScoreAdj())
+	if score := b.Spec.Process.OOMScoreAdj; score != nil {
+		c.oomScore = *score
+	}
 	if b.Spec.Hooks != nil {
 		c.record.Hooks = *b.Spec.Hooks
 	}
@@ -162,7 +176,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 		record = c.record
 		switch p.state {
 		case Idle:
-			s := p.sizeFor([]*specs.LinuxResources{c.limits})
+			s := p.sizeFor([]*specs.LinuxResources{c.limits}).withCPUs(c.affinityCPUs)
 			first = &hostcgroup.Container{
 				ID: req.ID, Path: b.Spec.Linux.CgroupsPath, Resources: b.Spec.Linux.Resources, VMMemory: s.memory,
 			}
@@ -191,7 +205,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 		return 0, err
 	}
 	mounted := time.Now()
-	if err := p.runCreateHooks(ctx, record); err != nil {
+	if err := p.runCreateHooks(ctx, record, req.Environment); err != nil {
 		return 0, err
 	}
 	hooked := time.Now()
@@ -245,7 +259,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 	if err != nil {
 		return 0, err
 	}
-	create := &agentv1.CreateRequest{Id: req.ID, Spec: spec, Stdio: stdio, Bundle: b.Dir, NoNewKeyring: req.NoNewKeyring}
+	create := &agentv1.CreateRequest{Id: req.ID, Spec: spec, Stdio: stdio, Bundle: b.Dir, NoNewKeyring: req.NoNewKeyring, Inherited: req.Inherited}
 	if f := b.Seccomp(); f != nil {
 		create.Seccomp = &agentv1.Seccomp{Program: f.Program, Flags: f.Flags}
 	}
@@ -326,6 +340,7 @@ func (p *Pod) created(c *container, proc *process) {
 	p.pending--
 	p.endOp(c)
 	p.save()
+	p.setScores()
 	p.append(journal.Event{Type: journal.Create, Container: c.record.ID, PID: proc.standIn.PID})
 	p.serve(proc)
 }
@@ -506,6 +521,7 @@ func (p *Pod) Start(ctx context.Context, id string) error {
 	var run *poststart
 	var started *container
 	var record state.Container
+	var env []string
 	err := p.operate(ctx, verbStart, id, func(ctx context.Context, vm *factory.VM) error {
 		_, err := vm.Agent.Containers.Start(ctx, &agentv1.StartRequest{Id: id})
 		return err
@@ -523,12 +539,12 @@ func (p *Pod) Start(ctx context.Context, id string) error {
 		p.append(journal.Event{Type: journal.Start, Container: id, PID: proc.standIn.PID})
 		if len(c.record.Hooks.Poststart) > 0 {
 			run = &poststart{cancel: cancel, done: make(chan struct{})}
-			c.poststart, started, record = run, c, c.record
+			c.poststart, started, record, env = run, c, c.record, c.environ
 			p.pending++ // the program may be short, and the last
 		}
 	})
 	if err == nil && run != nil {
-		err = p.runPoststart(hooksCtx, started, run, record)
+		err = p.runPoststart(hooksCtx, started, run, record, env)
 	}
 	if err != nil {
 		return fmt.Errorf("start %s: %w", id, err)
@@ -607,8 +623,8 @@ func (p *Pod) Processes(ctx context.Context, id string) ([]*agentv1.Process, err
 }
 
 // Delete removes a container that is created or stopped, or with force any. When it was the
-// last, it returns after the VM has gone.
-func (p *Pod) Delete(ctx context.Context, id string, force bool) error {
+// last, it returns after the VM has gone. environment is that of the poststop hooks that have none of their own.
+func (p *Pod) Delete(ctx context.Context, id string, force bool, environment []string) error {
 	v := verbDelete
 	if force {
 		v = verbForceDelete
@@ -620,6 +636,7 @@ func (p *Pod) Delete(ctx context.Context, id string, force bool) error {
 		}
 		if err = admit(v, id, c.record.Status); err == nil {
 			p.pending++ // the pod does not end with its last container before that is removed
+			c.environ = environment
 		}
 		return err
 	})

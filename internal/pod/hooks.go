@@ -13,16 +13,19 @@ import (
 	"runv/internal/state"
 )
 
-// runHooks runs hooks of a container on the host, until ctx ends. The VM's boot goes on meanwhile.
-func (p *Pod) runHooks(ctx context.Context, phase hook.Phase, hooks []specs.Hook, record state.Container, status specs.ContainerState, pid int) error {
+// runHooks runs hooks of a container on the host, until ctx ends; those without an environment get this one. The VM's boot
+// goes on meanwhile.
+func (p *Pod) runHooks(ctx context.Context, phase hook.Phase, hooks []specs.Hook, record state.Container, env []string, status specs.ContainerState) error {
 	if len(hooks) == 0 {
 		return nil
 	}
-	data, err := hookState(record, status, pid)
+	data, err := hookState(record, status, record.StandIn.PID)
 	if err != nil {
 		return err
 	}
-	return p.cfg.OnHost(func() error { return hook.Run(ctx, phase, hooks, record.Bundle, data) })
+	return p.cfg.OnHost(func() error {
+		return hook.Run(ctx, phase, hooks, hook.Surroundings{Dir: record.Bundle, State: data, Env: env})
+	})
 }
 
 // hookState is the OCI state that hooks get.
@@ -33,12 +36,12 @@ func hookState(record state.Container, status specs.ContainerState, pid int) ([]
 }
 
 // runCreateHooks runs the hooks on the host that a container's creation has.
-func (p *Pod) runCreateHooks(ctx context.Context, record state.Container) error {
+func (p *Pod) runCreateHooks(ctx context.Context, record state.Container, env []string) error {
 	//nolint:staticcheck // prestart is deprecated, and used
-	if err := p.runHooks(ctx, hook.Prestart, record.Hooks.Prestart, record, specs.StateCreating, record.StandIn.PID); err != nil {
+	if err := p.runHooks(ctx, hook.Prestart, record.Hooks.Prestart, record, env, specs.StateCreating); err != nil {
 		return err
 	}
-	return p.runHooks(ctx, hook.CreateRuntime, record.Hooks.CreateRuntime, record, specs.StateCreating, record.StandIn.PID)
+	return p.runHooks(ctx, hook.CreateRuntime, record.Hooks.CreateRuntime, record, env, specs.StateCreating)
 }
 
 // poststart is the run of a container's poststart hooks.
@@ -50,8 +53,8 @@ type poststart struct {
 // runPoststart runs the poststart hooks of a container that has been started, as run says. A
 // failure stops the container, as the runtime-spec demands. The hooks go on when the caller goes;
 // the container's removal ends them.
-func (p *Pod) runPoststart(ctx context.Context, c *container, run *poststart, record state.Container) error {
-	err := p.runHooks(ctx, hook.Poststart, record.Hooks.Poststart, record, specs.StateRunning, record.StandIn.PID)
+func (p *Pod) runPoststart(ctx context.Context, c *container, run *poststart, record state.Container, env []string) error {
+	err := p.runHooks(ctx, hook.Poststart, record.Hooks.Poststart, record, env, specs.StateRunning)
 	if err != nil {
 		err = errors.Join(err, p.kill(context.WithoutCancel(ctx), c))
 	}
@@ -87,11 +90,11 @@ func (p *Pod) endHooks() {
 // poststop runs the poststop hooks of a container whose record this process has removed: who does
 // that runs them, so that they run once whoever deletes a container. Failures are logged, and the
 // other hooks run. The caller that asked for the end may have gone; each hook has a timeout.
-func (p *Pod) poststop(record state.Container) {
+func (p *Pod) poststop(record state.Container, env []string) {
 	data, err := hookState(record, specs.StateStopped, 0)
 	if err == nil {
 		err = p.cfg.OnHost(func() error {
-			return hook.RunAll(context.Background(), hook.Poststop, record.Hooks.Poststop, record.Bundle, data)
+			return hook.RunAll(context.Background(), hook.Poststop, record.Hooks.Poststop, hook.Surroundings{Dir: record.Bundle, State: data, Env: env})
 		})
 	}
 	if err != nil {
@@ -103,6 +106,7 @@ func (p *Pod) poststop(record state.Container) {
 // goroutine.
 func (p *Pod) forget(c *container) {
 	var record state.Container
+	env := c.environ
 	if p.containers[c.record.ID] == c {
 		delete(p.containers, c.record.ID)
 		p.dropPhases(c.record.ID)
@@ -125,7 +129,7 @@ func (p *Pod) forget(c *container) {
 		return
 	}
 	go func() {
-		p.poststop(record)
+		p.poststop(record, env)
 		p.post(forgotten)
 	}()
 }

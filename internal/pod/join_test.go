@@ -57,7 +57,7 @@ func TestJoinTellsTheGuest(t *testing.T) {
 	w.agent.exit("a", "", "", 0)
 	_, _, err = w.pod.Wait(t.Context(), "a", "")
 	assert.NilError(t, err)
-	assert.NilError(t, w.pod.Delete(t.Context(), "a", false))
+	assert.NilError(t, w.pod.Delete(t.Context(), "a", false, nil))
 	assert.Equal(t, w.status("b"), state.Created)
 	_, err = w.create("c", 3)
 	assert.NilError(t, err, "b has the pid now")
@@ -117,7 +117,7 @@ func TestCreateWhileThePodStops(t *testing.T) {
 		switch {
 		case err == nil:
 			assert.Equal(t, w.status("b"), state.Created)
-			assert.NilError(t, w.pod.Delete(t.Context(), "b", true))
+			assert.NilError(t, w.pod.Delete(t.Context(), "b", true, nil))
 		case errors.Is(err, pod.ErrEnded): // it was not admitted: whoever reserved it takes it back
 			assert.Error(t, err, "create b: pod has ended")
 		default:
@@ -191,7 +191,7 @@ func TestRoomForMore(t *testing.T) {
 
 	// What goes away takes its limit along; the VM stays as it is.
 	for _, id := range []string{"c", "d"} {
-		assert.NilError(t, w.pod.Delete(t.Context(), id, true))
+		assert.NilError(t, w.pod.Delete(t.Context(), id, true, nil))
 	}
 	for deadline := time.Now().Add(10 * time.Second); *w.cgroup.limits.Load().Memory.Limit != 400<<20; {
 		assert.Assert(t, time.Now().Before(deadline), "%d", *w.cgroup.limits.Load().Memory.Limit)

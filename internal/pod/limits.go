@@ -61,6 +61,23 @@ func (p *Pod) sizeFor(all []*specs.LinuxResources) size {
 	return s
 }
 
+// withCPUs is a size in which there are these many CPUs, as far as the host has them.
+func (s size) withCPUs(n int) size {
+	s.vcpus = max(s.vcpus, min(n, runtime.NumCPU()))
+	return s
+}
+
+// affine is how many CPUs the containers that have not stopped, but for one that may be nil, name for their execs. On the
+// pod's goroutine.
+func (p *Pod) affine(but *container) (cpus int) {
+	for _, c := range p.containers {
+		if c != but && c.record.Status != state.Stopped {
+			cpus = max(cpus, c.affinityCPUs)
+		}
+	}
+	return cpus
+}
+
 // quotaOf is a CPU quota as a number of CPUs.
 func quotaOf(r *specs.LinuxResources) float64 {
 	period := uint64(defaultPeriod)
@@ -172,7 +189,7 @@ func (p *Pod) makeRoom(ctx context.Context, c *container, vm *factory.VM) error 
 	if err := p.do(ctx, func() error {
 		others = p.asked(c)
 		all = append(slices.Clip(others), c.limits)
-		have, before, want = p.size(), p.sizeFor(others), p.sizeFor(all)
+		have, before, want = p.size(), p.sizeFor(others).withCPUs(p.affine(c)), p.sizeFor(all).withCPUs(p.affine(nil))
 		return nil
 	}); err != nil {
 		return err
@@ -230,11 +247,12 @@ func (p *Pod) setLimits(ctx context.Context) error {
 	return p.cfg.Cgroup.Limit(sum(all), have.memory)
 }
 
-// lowerLimits lowers the limits on the host after a container has gone. On the pod's goroutine.
+// lowerLimits lowers the limits and the scores on the host after a container has gone. On the pod's goroutine.
 func (p *Pod) lowerLimits() {
 	if p.state != Running || !p.live() {
 		return
 	}
+	p.setScores()
 	p.pending++ // the cgroup stays that long
 	go func() {
 		defer p.post(func() { p.pending-- })

@@ -54,7 +54,7 @@ func TestManyExecsAtOnce(t *testing.T) {
 	for range execs {
 		assert.NilError(t, <-done)
 	}
-	assert.NilError(t, w.pod.Delete(t.Context(), "web", true))
+	assert.NilError(t, w.pod.Delete(t.Context(), "web", true, nil))
 }
 
 // TestCallerLeaves has callers that go away while the agent works: what it has done stands.

@@ -128,9 +128,9 @@ func TestNetworkIsShared(t *testing.T) {
 
 	_, err = w.create("b", 2)
 	assert.NilError(t, err)
-	assert.NilError(t, w.pod.Delete(t.Context(), "a", true))
+	assert.NilError(t, w.pod.Delete(t.Context(), "a", true, nil))
 	assert.DeepEqual(t, w.mirrors.told(), []string{"prepare net1", "start net1"})
-	assert.NilError(t, w.pod.Delete(t.Context(), "b", true))
+	assert.NilError(t, w.pod.Delete(t.Context(), "b", true, nil))
 	assert.DeepEqual(t, w.mirrors.told(), []string{"prepare net1", "start net1", "close net1"})
 }
 
@@ -176,7 +176,7 @@ func TestPhasesGoWithTheirContainer(t *testing.T) {
 		assert.NilError(t, err)
 		assert.Assert(t, len(w.podRecord().Phases) > len(before))
 		assert.NilError(t, w.pod.Start(t.Context(), "b"))
-		assert.NilError(t, w.pod.Delete(t.Context(), "b", true))
+		assert.NilError(t, w.pod.Delete(t.Context(), "b", true, nil))
 	}
 	_, err = w.create("c", 9)
 	assert.NilError(t, err)

@@ -459,7 +459,7 @@ func TestLifeOfAContainer(t *testing.T) {
 	assert.NilError(t, w.pod.Start(t.Context(), "web"))
 	assert.Equal(t, w.status("web"), state.Running)
 	assert.ErrorContains(t, w.pod.Start(t.Context(), "web"), "already running")
-	assert.ErrorIs(t, w.pod.Delete(t.Context(), "web", false), errdefs.ErrFailedPrecondition)
+	assert.ErrorIs(t, w.pod.Delete(t.Context(), "web", false, nil), errdefs.ErrFailedPrecondition)
 
 	assert.NilError(t, w.pod.Pause(t.Context(), "web"))
 	assert.Equal(t, w.status("web"), state.Paused)
@@ -517,7 +517,7 @@ func TestDeleteOfTheLastContainerWaitsForTheVM(t *testing.T) {
 	_, err := w.create("web", 1)
 	assert.NilError(t, err)
 	assert.NilError(t, w.pod.Start(t.Context(), "web"))
-	assert.NilError(t, w.pod.Delete(t.Context(), "web", true))
+	assert.NilError(t, w.pod.Delete(t.Context(), "web", true, nil))
 	assert.Equal(t, <-w.agent.signals, uint32(9))
 	select {
 	case <-w.driver.VMs()[0].Done():
@@ -550,7 +550,7 @@ func TestSecondContainerAndExec(t *testing.T) {
 	assert.Equal(t, status, uint32(7))
 	assert.Equal(t, w.status("a"), state.Running)
 
-	assert.NilError(t, w.pod.Delete(t.Context(), "a", true))
+	assert.NilError(t, w.pod.Delete(t.Context(), "a", true, nil))
 	assert.Equal(t, w.status("b"), state.Created, "the pod lives on")
 	select {
 	case <-w.driver.VMs()[0].Done():
@@ -686,7 +686,7 @@ func TestHooks(t *testing.T) {
 	assert.Equal(t, before, "prestart:creating createRuntime:creating")
 	assert.NilError(t, w.pod.Start(t.Context(), "web"))
 	assert.Equal(t, w.hooksRan(log), before+" poststart:running")
-	assert.NilError(t, w.pod.Delete(t.Context(), "web", true))
+	assert.NilError(t, w.pod.Delete(t.Context(), "web", true, nil))
 	assert.Equal(t, w.hooksRan(log), before+" poststart:running poststop:stopped")
 }
 
@@ -726,7 +726,7 @@ func TestPoststopBelongsToWhoRemovesTheRecord(t *testing.T) {
 	taken, err := w.store.RemoveContainer("web")
 	assert.NilError(t, err)
 	assert.Equal(t, len(taken.Hooks.Poststop), 1)
-	assert.NilError(t, w.pod.Delete(t.Context(), "web", true))
+	assert.NilError(t, w.pod.Delete(t.Context(), "web", true, nil))
 	assert.Equal(t, w.hooksRan(log), "")
 }
 
@@ -766,7 +766,7 @@ func TestHangingHooksAreEnded(t *testing.T) {
 			assert.NilError(t, err)
 			f.Close()
 			if tc.verb == "delete" {
-				assert.NilError(t, w.pod.Delete(t.Context(), "web", true))
+				assert.NilError(t, w.pod.Delete(t.Context(), "web", true, nil))
 			} else {
 				assert.NilError(t, w.pod.Shutdown(t.Context()))
 			}
@@ -861,8 +861,8 @@ func TestGuestTellsItsKernel(t *testing.T) {
 func TestUnknownNames(t *testing.T) {
 	w := newWorld(t)
 	assert.ErrorIs(t, w.pod.Start(t.Context(), "none"), errdefs.ErrNotFound)
-	assert.ErrorIs(t, w.pod.Delete(t.Context(), "none", false), errdefs.ErrNotFound)
-	assert.NilError(t, w.pod.Delete(t.Context(), "none", true))
+	assert.ErrorIs(t, w.pod.Delete(t.Context(), "none", false, nil), errdefs.ErrNotFound)
+	assert.NilError(t, w.pod.Delete(t.Context(), "none", true, nil))
 	_, _, err := w.pod.Stats(t.Context(), "none")
 	assert.ErrorIs(t, err, errdefs.ErrNotFound)
 	_, err = w.create("web", 1)

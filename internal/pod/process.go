@@ -220,6 +220,7 @@ type ExecRequest struct {
 	Cgroup    string // an existing one below the container's; empty: that
 	// IgnorePaused waits for the container's resumption, should it be paused.
 	IgnorePaused bool
+	Inherited    *agentv1.Inherited // what the process has of the caller; nil: nothing
 }
 
 // Exec starts a process in a container and returns its exec id and the pid of
@@ -257,7 +258,7 @@ func (p *Pod) Exec(ctx context.Context, req ExecRequest) (execID string, pid int
 		peer.CloseStdio()
 		return "", 0, err
 	}
-	if err := p.execInGuest(ctx, vm, proc, process, req.Cgroup); err != nil {
+	if err := p.execInGuest(ctx, vm, proc, process, req); err != nil {
 		err = p.explain(err, vm)
 		_ = p.do(context.WithoutCancel(ctx), func() error { p.dropProcess(proc); return nil })
 		return "", 0, err
@@ -276,7 +277,7 @@ func (p *Pod) Exec(ctx context.Context, req ExecRequest) (execID string, pid int
 
 // execInGuest lets the agent start a process. A caller who goes away does not end that: what the
 // agent has begun it finishes, and then the end of the caller's stand-in ends the process.
-func (p *Pod) execInGuest(ctx context.Context, vm *factory.VM, proc *process, spec []byte, cgroup string) error {
+func (p *Pod) execInGuest(ctx context.Context, vm *factory.VM, proc *process, spec []byte, req ExecRequest) error {
 	select {
 	case p.starting <- struct{}{}:
 		defer func() { <-p.starting }()
@@ -288,7 +289,8 @@ func (p *Pod) execInGuest(ctx context.Context, vm *factory.VM, proc *process, sp
 		return err
 	}
 	_, err = vm.Agent.Processes.Exec(context.WithoutCancel(ctx), &agentv1.ExecRequest{
-		ContainerId: proc.c.record.ID, ExecId: proc.execID, Process: spec, Stdio: stdio, Cgroup: cgroup,
+		ContainerId: proc.c.record.ID, ExecId: proc.execID, Process: spec, Stdio: stdio, Cgroup: req.Cgroup,
+		Inherited: req.Inherited,
 	})
 	return agentclient.Error(err)
 }

@@ -55,7 +55,7 @@ func (p *Pod) Update(ctx context.Context, id string, resources []byte) (res Upda
 			old := append(slices.Clip(others), c.limits)
 			next := append(slices.Clip(others), limits)
 			before, after = sum(old), sum(next)
-			have, asked, want = p.size(), p.sizeFor(old), p.sizeFor(next)
+			have, asked, want = p.size(), p.sizeFor(old).withCPUs(p.affine(nil)), p.sizeFor(next).withCPUs(p.affine(nil))
 			return nil
 		}); err != nil {
 			return err

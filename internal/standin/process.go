@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"runv/internal/caller"
 )
 
 // Between the starter and the stand-in is a socket pair, SOCK_SEQPACKET,
@@ -55,6 +57,7 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stderr, "runv standin: started by runv itself only")
 		return 1
 	}
+	caller.Forget()
 	starter, err := openSetup()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "runv standin: started by runv itself only:", err)

@@ -15,7 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"runv/internal/mountns"
+	"runv/internal/caller"
 	"runv/internal/unixsock"
 )
 
@@ -171,9 +171,11 @@ func spawn(opts StartOptions, attr *os.ProcAttr) (conn *net.UnixConn, p *os.Proc
 	if opts.NewMountNS {
 		attr.Sys.Cloneflags |= unix.CLONE_NEWNS
 	}
-	err = inNetNS(opts, attr, func() (err error) {
-		p, err = os.StartProcess(executable, []string{"runv", "standin", opts.PodDir}, attr)
-		return err
+	err = caller.Leave(func() error {
+		return inNetNS(opts, attr, func() (err error) {
+			p, err = os.StartProcess(executable, []string{"runv", "standin", opts.PodDir}, attr)
+			return err
+		})
 	})
 	if err != nil {
 		_ = c.Close()
@@ -182,7 +184,8 @@ func spawn(opts StartOptions, attr *os.ProcAttr) (conn *net.UnixConn, p *os.Proc
 	return c.(*net.UnixConn), p, nil
 }
 
-// inNetNS calls start so that what it starts is born in the network namespace that the options say.
+// inNetNS calls start so that what it starts is born in the network namespace that the options say. The thread is one
+// that ends with what it does.
 func inNetNS(opts StartOptions, attr *os.ProcAttr, start func() error) error {
 	if opts.NetNS == nil {
 		if opts.NewNetNS {
@@ -190,12 +193,10 @@ func inNetNS(opts StartOptions, attr *os.ProcAttr, start func() error) error {
 		}
 		return start()
 	}
-	return mountns.OnThread(func() error {
-		if err := unix.Setns(int(opts.NetNS.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter network namespace: %w", err)
-		}
-		return start()
-	})
+	if err := unix.Setns(int(opts.NetNS.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	return start()
 }
 
 // handshake sends the setup and waits for the answer.

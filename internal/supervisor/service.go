@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 
+	agentv1 "runv/api/agent/v1"
 	supervisorv1 "runv/api/supervisor/v1"
 	"runv/internal/journal"
 	"runv/internal/pod"
@@ -85,6 +86,22 @@ func (s *podService) Shutdown(ctx context.Context, _ *supervisorv1.ShutdownReque
 	return &supervisorv1.ShutdownResponse{}, s.pod.Shutdown(ctx)
 }
 
+// inherited is what the guest is told of a caller.
+func inherited(in *supervisorv1.Inherited) *agentv1.Inherited {
+	if in == nil {
+		return nil
+	}
+	out := &agentv1.Inherited{
+		SchedPolicy: in.SchedPolicy, SchedPriority: in.SchedPriority, Nice: in.Nice, SchedResetOnFork: in.SchedResetOnFork,
+		IoPriority: in.IoPriority, OomScoreAdj: in.OomScoreAdj, CoredumpFilter: in.CoredumpFilter, TimerSlackNs: in.TimerSlackNs,
+		Personality: in.Personality, Securebits: in.Securebits, NoNewPrivs: in.NoNewPrivs, ThpDisable: in.ThpDisable, Umask: in.Umask,
+	}
+	for _, l := range in.Rlimits {
+		out.Rlimits = append(out.Rlimits, &agentv1.Rlimit{Resource: l.Resource, Soft: l.Soft, Hard: l.Hard})
+	}
+	return out
+}
+
 type containersService struct {
 	supervisorv1.UnimplementedContainersServer
 	pod *pod.Pod
@@ -95,7 +112,10 @@ func (s *containersService) Create(ctx context.Context, req *supervisorv1.Create
 	if err != nil {
 		return nil, err
 	}
-	pid, err := s.pod.Create(ctx, pod.CreateRequest{ID: req.Id, Bundle: req.Bundle, StandIn: token, NoNewKeyring: req.NoNewKeyring})
+	pid, err := s.pod.Create(ctx, pod.CreateRequest{
+		ID: req.Id, Bundle: req.Bundle, StandIn: token, NoNewKeyring: req.NoNewKeyring,
+		Inherited: inherited(req.Inherited), Environment: req.Environment,
+	})
 	return &supervisorv1.CreateResponse{Pid: uint32(pid)}, err
 }
 
@@ -119,7 +139,7 @@ func (s *containersService) State(ctx context.Context, req *supervisorv1.StateRe
 }
 
 func (s *containersService) Delete(ctx context.Context, req *supervisorv1.DeleteRequest) (*supervisorv1.DeleteResponse, error) {
-	return &supervisorv1.DeleteResponse{}, s.pod.Delete(ctx, req.Id, req.Force)
+	return &supervisorv1.DeleteResponse{}, s.pod.Delete(ctx, req.Id, req.Force, req.Environment)
 }
 
 func (s *containersService) Pause(ctx context.Context, req *supervisorv1.PauseRequest) (*supervisorv1.PauseResponse, error) {
@@ -174,7 +194,7 @@ func (s *processesService) Exec(ctx context.Context, req *supervisorv1.ExecReque
 	}
 	id, pid, err := s.pod.Exec(ctx, pod.ExecRequest{
 		Container: req.ContainerId, ExecID: req.ExecId, Process: req.Process, StandIn: token, Cgroup: req.Cgroup,
-		IgnorePaused: req.IgnorePaused,
+		IgnorePaused: req.IgnorePaused, Inherited: inherited(req.Inherited),
 	})
 	return &supervisorv1.ExecResponse{ExecId: id, Pid: uint32(pid)}, err
 }

@@ -20,12 +20,14 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
+	"runv/internal/caller"
 	"runv/internal/config"
 	"runv/internal/factory"
 	"runv/internal/hostcgroup"
@@ -72,10 +74,15 @@ func Main(args []string, version string) int {
 		return tellUnready(ready, err)
 	}
 	opts.Version = version
+	// Enter executes this program again, on this thread.
+	runtime.LockOSThread()
+	caller.ForgetSignals()
 	hostMounts, err := mountns.Enter(readyFD)
+	runtime.UnlockOSThread()
 	if err != nil {
 		return tellUnready(ready, err)
 	}
+	caller.Forget()
 	level := slog.LevelInfo
 	if opts.Debug {
 		level = slog.LevelDebug

@@ -380,3 +380,123 @@ func TestPoststopWithoutSupervisor(t *testing.T) {
 	assert.Equal(t, len(calls(t, log)), 4)
 	e.CheckNothingLeft()
 }
+
+// TestHooksHaveTheProgramsRights runs one script as the hooks of the container and as its program: they must not tell
+// anything apart, but for the filter of system calls, which createContainer hooks come before, as under runc.
+func TestHooksHaveTheProgramsRights(t *testing.T) {
+	e := harness.New(t)
+	const script = `#!/bin/sh
+{
+grep -E '^(Uid|Gid|Groups|Umask|Cap|NoNewPrivs|Seccomp|Cpus_allowed_list|SigBlk|SigIgn)' /proc/self/status
+cat /proc/self/limits /proc/self/oom_score_adj /proc/self/coredump_filter /proc/self/cgroup
+for ns in cgroup ipc mnt net pid user uts; do readlink /proc/self/ns/$ns; done
+read stat </proc/self/stat; set -- $1 ${stat##*) }; echo nice ${18} priority ${39} policy ${40}
+ionice -p $$; uname -m; pwd; head -n 1 /proc/self/numa_maps | cut -d ' ' -f 2
+env | grep -v -e ^SHLVL= -e ^_= | sort
+mkdir /tmp/made; echo mkdir $?
+sleep 0; ln -s x /tmp/link; echo ln $?; rm -f /tmp/link
+} >/tmp/of-$1 2>&1
+rm -rf /tmp/made
+`
+	bundle := e.Bundle([]string{"/show", "program"}, func(s *specs.Spec) {
+		p := s.Process
+		p.NoNewPrivileges = false // then the filter takes a right that the program does not have
+		p.Env = []string{"PATH=/bin", "OF=process"}
+		p.User = specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{77}, Umask: new(uint32(0o027))}
+		p.Cwd = "/tmp"
+		p.OOMScoreAdj = new(400)
+		p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 111, Hard: 222}, {Type: "RLIMIT_CORE", Soft: 1, Hard: 2}}
+		p.Scheduler = &specs.Scheduler{Policy: specs.SchedBatch, Nice: 5}
+		p.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_BE, Priority: 6}
+		all := []string{"CAP_NET_BIND_SERVICE", "CAP_KILL"}
+		p.Capabilities = &specs.LinuxCapabilities{
+			Bounding: append([]string{"CAP_CHOWN"}, all...), Effective: all, Permitted: all, Inheritable: all, Ambient: []string{"CAP_KILL"},
+		}
+		s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32}
+		s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "0"}
+		s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{
+			{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno},
+			{Names: []string{"symlink", "symlinkat"}, Action: specs.ActKillProcess},
+		}}
+		s.Hooks = &specs.Hooks{
+			CreateContainer: []specs.Hook{{Path: "/show", Args: []string{"show", "create"}}},
+			StartContainer: []specs.Hook{
+				{Path: "/show", Args: []string{"show", "start"}},
+				{Path: "/bin/ln", Args: []string{"ln", "-s", "x", "/tmp/link"}},
+			},
+		}
+	})
+	root := filepath.Join(bundle, "rootfs")
+	assert.NilError(t, os.WriteFile(filepath.Join(root, "show"), []byte(script), 0o755))
+	assert.NilError(t, os.Chmod(filepath.Join(root, "tmp"), 0o777))
+	told := func(who string) string {
+		data, err := os.ReadFile(filepath.Join(root, "tmp", "of-"+who))
+		assert.NilError(t, err)
+		return string(data)
+	}
+	e.OK("create", "--bundle", bundle, "web")
+	r := e.Run("start", "web")
+	assert.Equal(t, r.Code, 1)
+	assert.Assert(t, cmp.Contains(r.Stderr, "start web: hooks.startContainer[1] /bin/ln: signal: bad system call"))
+	e.OK("delete", "--force", "web")
+	e.EditSpec(bundle, func(s *specs.Spec) { s.Hooks.StartContainer = s.Hooks.StartContainer[:1] })
+	r = e.Run("run", "--bundle", bundle, "web")
+	assert.Equal(t, r.Code, 0, r.Stderr)
+	assert.Equal(t, told("start"), told("program"))
+	for _, want := range []string{
+		"OF=process\n", "HOME=/tmp\n", "mkdir 1\n", "ln 159\n", "Seccomp:\t2\n", "NoNewPrivs:\t0\n", "CapAmb:\t0000000000000020\n",
+		"CapBnd:\t0000000000000421\n", "nice 5 priority 0 policy 3\n", "best-effort: prio 6\n", "i686\n", "\n/tmp\n", "Groups:\t77",
+		"Umask:\t0027\n", "bind:0\n", "\n400\n",
+	} {
+		assert.Check(t, cmp.Contains(told("program"), want))
+	}
+	before := strings.NewReplacer("Seccomp:\t2", "Seccomp:\t0", "Seccomp_filters:\t1", "Seccomp_filters:\t0", "ln 159", "ln 0", "mkdir 1", "mkdir 0").Replace(told("program"))
+	var rest []string
+	for line := range strings.Lines(before) {
+		if !strings.Contains(line, "mkdir:") && !strings.Contains(line, "Bad system call") {
+			rest = append(rest, line)
+		}
+	}
+	assert.Equal(t, told("create"), strings.Join(rest, ""))
+}
+
+// TestEnvironmentOfHooks runs hooks of the host that have no environment of their own, under runc, too: they have that of the
+// command that creates the container, or, for poststop, of the one that deletes it.
+func TestEnvironmentOfHooks(t *testing.T) {
+	e := harness.New(t)
+	bundle, log := hooked(t, e, "", []string{"true"}, func(s *specs.Spec) {
+		s.Hooks.CreateContainer, s.Hooks.StartContainer = nil, nil
+		for _, list := range [][]specs.Hook{s.Hooks.Prestart, s.Hooks.CreateRuntime, s.Hooks.Poststart, s.Hooks.Poststop} { //nolint:staticcheck // deprecated, and used
+			list[0].Env = nil
+		}
+	})
+	life := func(of commandLine) (seen []string) {
+		_ = os.Remove(log)
+		for _, args := range [][]string{{"create", "--bundle", bundle, "web"}, {"start", "web"}, nil, {"delete", "web"}} {
+			if args == nil {
+				harness.Eventually(t, "it ends", func() bool {
+					return strings.Contains(harness.Finish(of.command("state", "web")).Stdout, `"stopped"`)
+				})
+				continue
+			}
+			cmd := of.command(args...)
+			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "VERB=" + args[0]}
+			r := harness.Finish(cmd)
+			assert.Equal(t, r.Code, 0, r.Stderr)
+		}
+		for _, c := range calls(t, log) {
+			seen = append(seen, c.Phase+": "+c.Env)
+		}
+		return seen
+	}
+	theirs, ours := runtimes(t, e)
+	seen := life(ours)
+	path := "PATH=" + os.Getenv("PATH")
+	assert.DeepEqual(t, seen, []string{
+		"prestart: " + path + " VERB=create ", "createRuntime: " + path + " VERB=create ",
+		"poststart: " + path + " VERB=create ", "poststop: " + path + " VERB=delete ",
+	})
+	if _, err := exec.LookPath("runc"); err == nil {
+		assert.DeepEqual(t, life(theirs), seen)
+	}
+}

@@ -952,7 +952,8 @@ type CreateRequest struct {
 	// linux.seccomp, from which the host made it, is not looked at.
 	Seccomp *Seccomp `protobuf:"bytes,5,opt,name=seccomp,proto3" json:"seccomp,omitempty"`
 	// Keep the agent's session keyring; else the container's processes share one of their own.
-	NoNewKeyring  bool `protobuf:"varint,6,opt,name=no_new_keyring,json=noNewKeyring,proto3" json:"no_new_keyring,omitempty"`
+	NoNewKeyring  bool       `protobuf:"varint,6,opt,name=no_new_keyring,json=noNewKeyring,proto3" json:"no_new_keyring,omitempty"`
+	Inherited     *Inherited `protobuf:"bytes,7,opt,name=inherited,proto3" json:"inherited,omitempty"` // of init; missing: nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1029,6 +1030,223 @@ func (x *CreateRequest) GetNoNewKeyring() bool {
 	return false
 }
 
+func (x *CreateRequest) GetInherited() *Inherited {
+	if x != nil {
+		return x.Inherited
+	}
+	return nil
+}
+
+// Inherited is what a process has of its caller, as a child of the caller would under runc: it counts where
+// the specification says nothing. Zeros and missing messages are what a machine gives its first process.
+type Inherited struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Rlimits          []*Rlimit              `protobuf:"bytes,1,rep,name=rlimits,proto3" json:"rlimits,omitempty"`                                   // each resource once
+	SchedPolicy      uint32                 `protobuf:"varint,2,opt,name=sched_policy,json=schedPolicy,proto3" json:"sched_policy,omitempty"`       // SCHED_*, but for SCHED_DEADLINE
+	SchedPriority    uint32                 `protobuf:"varint,3,opt,name=sched_priority,json=schedPriority,proto3" json:"sched_priority,omitempty"` // of real-time policies
+	Nice             int32                  `protobuf:"varint,4,opt,name=nice,proto3" json:"nice,omitempty"`
+	SchedResetOnFork bool                   `protobuf:"varint,5,opt,name=sched_reset_on_fork,json=schedResetOnFork,proto3" json:"sched_reset_on_fork,omitempty"`
+	IoPriority       uint32                 `protobuf:"varint,6,opt,name=io_priority,json=ioPriority,proto3" json:"io_priority,omitempty"` // as ioprio_set(2) takes it
+	OomScoreAdj      int32                  `protobuf:"varint,7,opt,name=oom_score_adj,json=oomScoreAdj,proto3" json:"oom_score_adj,omitempty"`
+	CoredumpFilter   *uint32                `protobuf:"varint,8,opt,name=coredump_filter,json=coredumpFilter,proto3,oneof" json:"coredump_filter,omitempty"` // as in /proc/PID/coredump_filter
+	TimerSlackNs     uint64                 `protobuf:"varint,9,opt,name=timer_slack_ns,json=timerSlackNs,proto3" json:"timer_slack_ns,omitempty"`           // 0: the default
+	Personality      uint32                 `protobuf:"varint,10,opt,name=personality,proto3" json:"personality,omitempty"`                                  // as personality(2) takes it
+	Securebits       uint32                 `protobuf:"varint,11,opt,name=securebits,proto3" json:"securebits,omitempty"`                                    // SECBIT_*
+	NoNewPrivs       bool                   `protobuf:"varint,12,opt,name=no_new_privs,json=noNewPrivs,proto3" json:"no_new_privs,omitempty"`
+	ThpDisable       bool                   `protobuf:"varint,13,opt,name=thp_disable,json=thpDisable,proto3" json:"thp_disable,omitempty"` // no transparent huge pages
+	Umask            *uint32                `protobuf:"varint,14,opt,name=umask,proto3,oneof" json:"umask,omitempty"`                       // of what Exec starts; that of init is 022
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Inherited) Reset() {
+	*x = Inherited{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Inherited) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Inherited) ProtoMessage() {}
+
+func (x *Inherited) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Inherited.ProtoReflect.Descriptor instead.
+func (*Inherited) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Inherited) GetRlimits() []*Rlimit {
+	if x != nil {
+		return x.Rlimits
+	}
+	return nil
+}
+
+func (x *Inherited) GetSchedPolicy() uint32 {
+	if x != nil {
+		return x.SchedPolicy
+	}
+	return 0
+}
+
+func (x *Inherited) GetSchedPriority() uint32 {
+	if x != nil {
+		return x.SchedPriority
+	}
+	return 0
+}
+
+func (x *Inherited) GetNice() int32 {
+	if x != nil {
+		return x.Nice
+	}
+	return 0
+}
+
+func (x *Inherited) GetSchedResetOnFork() bool {
+	if x != nil {
+		return x.SchedResetOnFork
+	}
+	return false
+}
+
+func (x *Inherited) GetIoPriority() uint32 {
+	if x != nil {
+		return x.IoPriority
+	}
+	return 0
+}
+
+func (x *Inherited) GetOomScoreAdj() int32 {
+	if x != nil {
+		return x.OomScoreAdj
+	}
+	return 0
+}
+
+func (x *Inherited) GetCoredumpFilter() uint32 {
+	if x != nil && x.CoredumpFilter != nil {
+		return *x.CoredumpFilter
+	}
+	return 0
+}
+
+func (x *Inherited) GetTimerSlackNs() uint64 {
+	if x != nil {
+		return x.TimerSlackNs
+	}
+	return 0
+}
+
+func (x *Inherited) GetPersonality() uint32 {
+	if x != nil {
+		return x.Personality
+	}
+	return 0
+}
+
+func (x *Inherited) GetSecurebits() uint32 {
+	if x != nil {
+		return x.Securebits
+	}
+	return 0
+}
+
+func (x *Inherited) GetNoNewPrivs() bool {
+	if x != nil {
+		return x.NoNewPrivs
+	}
+	return false
+}
+
+func (x *Inherited) GetThpDisable() bool {
+	if x != nil {
+		return x.ThpDisable
+	}
+	return false
+}
+
+func (x *Inherited) GetUmask() uint32 {
+	if x != nil && x.Umask != nil {
+		return *x.Umask
+	}
+	return 0
+}
+
+type Rlimit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Resource      uint32                 `protobuf:"varint,1,opt,name=resource,proto3" json:"resource,omitempty"` // RLIMIT_*
+	Soft          uint64                 `protobuf:"varint,2,opt,name=soft,proto3" json:"soft,omitempty"`         // max uint64: unlimited
+	Hard          uint64                 `protobuf:"varint,3,opt,name=hard,proto3" json:"hard,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rlimit) Reset() {
+	*x = Rlimit{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rlimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rlimit) ProtoMessage() {}
+
+func (x *Rlimit) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rlimit.ProtoReflect.Descriptor instead.
+func (*Rlimit) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Rlimit) GetResource() uint32 {
+	if x != nil {
+		return x.Resource
+	}
+	return 0
+}
+
+func (x *Rlimit) GetSoft() uint64 {
+	if x != nil {
+		return x.Soft
+	}
+	return 0
+}
+
+func (x *Rlimit) GetHard() uint64 {
+	if x != nil {
+		return x.Hard
+	}
+	return 0
+}
+
 // Seccomp is a filter of system calls.
 type Seccomp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1040,7 +1258,7 @@ type Seccomp struct {
 
 func (x *Seccomp) Reset() {
 	*x = Seccomp{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1270,7 @@ func (x *Seccomp) String() string {
 func (*Seccomp) ProtoMessage() {}
 
 func (x *Seccomp) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1283,7 @@ func (x *Seccomp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seccomp.ProtoReflect.Descriptor instead.
 func (*Seccomp) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Seccomp) GetProgram() []byte {
@@ -1091,7 +1309,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1321,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1334,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CreateResponse) GetPid() uint32 {
@@ -1135,7 +1353,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1365,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1378,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StartRequest) GetId() string {
@@ -1178,7 +1396,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1408,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1421,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 type DeleteRequest struct {
@@ -1215,7 +1433,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1445,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1458,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1258,7 +1476,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1488,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1501,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 type PauseRequest struct {
@@ -1295,7 +1513,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1525,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1538,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PauseRequest) GetId() string {
@@ -1338,7 +1556,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1568,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1581,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 type ResumeRequest struct {
@@ -1375,7 +1593,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1605,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1618,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResumeRequest) GetId() string {
@@ -1418,7 +1636,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1648,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1661,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 type UpdateRequest struct {
@@ -1458,7 +1676,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1688,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1701,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1511,7 +1729,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1741,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1754,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UpdateResponse) GetInEffect() map[string]string {
@@ -1555,7 +1773,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1567,7 +1785,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1580,7 +1798,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -1610,7 +1828,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1840,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1853,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StatsResponse) GetCpuUsageNanos() uint64 {
@@ -1731,7 +1949,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1961,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1974,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ProcessesRequest) GetId() string {
@@ -1783,7 +2001,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1795,7 +2013,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1808,7 +2026,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1883,7 +2101,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +2113,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +2126,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1926,14 +2144,15 @@ type ExecRequest struct {
 	Stdio       *Stdio                 `protobuf:"bytes,4,opt,name=stdio,proto3" json:"stdio,omitempty"`
 	// Path of an existing cgroup below the container's to start the process in; empty: the
 	// container's.
-	Cgroup        string `protobuf:"bytes,5,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	Cgroup        string     `protobuf:"bytes,5,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	Inherited     *Inherited `protobuf:"bytes,6,opt,name=inherited,proto3" json:"inherited,omitempty"` // missing: nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2164,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2177,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExecRequest) GetContainerId() string {
@@ -1996,6 +2215,13 @@ func (x *ExecRequest) GetCgroup() string {
 	return ""
 }
 
+func (x *ExecRequest) GetInherited() *Inherited {
+	if x != nil {
+		return x.Inherited
+	}
+	return nil
+}
+
 type ExecResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -2005,7 +2231,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2243,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2030,7 +2256,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExecResponse) GetPid() uint32 {
@@ -2052,7 +2278,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2290,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2303,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SignalRequest) GetContainerId() string {
@@ -2116,7 +2342,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2128,7 +2354,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2141,7 +2367,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 type ResizeRequest struct {
@@ -2156,7 +2382,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2168,7 +2394,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2181,7 +2407,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ResizeRequest) GetContainerId() string {
@@ -2220,7 +2446,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2232,7 +2458,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2245,7 +2471,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 type ApplyNetworkRequest struct {
@@ -2266,7 +2492,7 @@ type ApplyNetworkRequest struct {
 
 func (x *ApplyNetworkRequest) Reset() {
 	*x = ApplyNetworkRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2504,7 @@ func (x *ApplyNetworkRequest) String() string {
 func (*ApplyNetworkRequest) ProtoMessage() {}
 
 func (x *ApplyNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[40]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2517,7 @@ func (x *ApplyNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyNetworkRequest.ProtoReflect.Descriptor instead.
 func (*ApplyNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ApplyNetworkRequest) GetId() string {
@@ -2348,7 +2574,7 @@ type ApplyNetworkResponse struct {
 
 func (x *ApplyNetworkResponse) Reset() {
 	*x = ApplyNetworkResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2360,7 +2586,7 @@ func (x *ApplyNetworkResponse) String() string {
 func (*ApplyNetworkResponse) ProtoMessage() {}
 
 func (x *ApplyNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[41]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2373,7 +2599,7 @@ func (x *ApplyNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyNetworkResponse.ProtoReflect.Descriptor instead.
 func (*ApplyNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ApplyNetworkResponse) GetProblems() []string {
@@ -2399,7 +2625,7 @@ type RemoveNetworkRequest struct {
 
 func (x *RemoveNetworkRequest) Reset() {
 	*x = RemoveNetworkRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2411,7 +2637,7 @@ func (x *RemoveNetworkRequest) String() string {
 func (*RemoveNetworkRequest) ProtoMessage() {}
 
 func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[42]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2424,7 +2650,7 @@ func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNetworkRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RemoveNetworkRequest) GetId() string {
@@ -2442,7 +2668,7 @@ type RemoveNetworkResponse struct {
 
 func (x *RemoveNetworkResponse) Reset() {
 	*x = RemoveNetworkResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2454,7 +2680,7 @@ func (x *RemoveNetworkResponse) String() string {
 func (*RemoveNetworkResponse) ProtoMessage() {}
 
 func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[43]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2467,7 +2693,7 @@ func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNetworkResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 type ResolveRequest struct {
@@ -2481,7 +2707,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2493,7 +2719,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[44]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2506,7 +2732,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ResolveRequest) GetId() string {
@@ -2538,7 +2764,7 @@ type ResolveResponse struct {
 
 func (x *ResolveResponse) Reset() {
 	*x = ResolveResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2550,7 +2776,7 @@ func (x *ResolveResponse) String() string {
 func (*ResolveResponse) ProtoMessage() {}
 
 func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2563,7 +2789,7 @@ func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
 func (*ResolveResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 // Interface is one network device.
@@ -2587,7 +2813,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +2825,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +2838,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Interface) GetDeviceMac() []byte {
@@ -2701,7 +2927,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2713,7 +2939,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2726,7 +2952,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Address) GetIp() []byte {
@@ -2801,7 +3027,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2813,7 +3039,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2826,7 +3052,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Route) GetFamily() uint32 {
@@ -2939,7 +3165,7 @@ type NextHop struct {
 
 func (x *NextHop) Reset() {
 	*x = NextHop{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2951,7 +3177,7 @@ func (x *NextHop) String() string {
 func (*NextHop) ProtoMessage() {}
 
 func (x *NextHop) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2964,7 +3190,7 @@ func (x *NextHop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
 func (*NextHop) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *NextHop) GetGateway() []byte {
@@ -3009,7 +3235,7 @@ type Neighbour struct {
 
 func (x *Neighbour) Reset() {
 	*x = Neighbour{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3021,7 +3247,7 @@ func (x *Neighbour) String() string {
 func (*Neighbour) ProtoMessage() {}
 
 func (x *Neighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[50]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3034,7 +3260,7 @@ func (x *Neighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
 func (*Neighbour) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Neighbour) GetInterface() string {
@@ -3095,7 +3321,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3107,7 +3333,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[51]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3120,7 +3346,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Rule) GetFamily() uint32 {
@@ -3279,14 +3505,42 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x06stdout\x18\x02 \x01(\rR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x03 \x01(\rR\x06stderr\x12\x16\n" +
 	"\x06faulty\x18\x04 \x01(\rR\x06faulty\x12%\n" +
-	"\x0eplain_newlines\x18\x05 \x01(\bR\rplainNewlines\"\xcf\x01\n" +
+	"\x0eplain_newlines\x18\x05 \x01(\bR\rplainNewlines\"\x87\x02\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12*\n" +
 	"\x05stdio\x18\x03 \x01(\v2\x14.runv.agent.v1.StdioR\x05stdio\x12\x16\n" +
 	"\x06bundle\x18\x04 \x01(\tR\x06bundle\x120\n" +
 	"\aseccomp\x18\x05 \x01(\v2\x16.runv.agent.v1.SeccompR\aseccomp\x12$\n" +
-	"\x0eno_new_keyring\x18\x06 \x01(\bR\fnoNewKeyring\"9\n" +
+	"\x0eno_new_keyring\x18\x06 \x01(\bR\fnoNewKeyring\x126\n" +
+	"\tinherited\x18\a \x01(\v2\x18.runv.agent.v1.InheritedR\tinherited\"\xa0\x04\n" +
+	"\tInherited\x12/\n" +
+	"\arlimits\x18\x01 \x03(\v2\x15.runv.agent.v1.RlimitR\arlimits\x12!\n" +
+	"\fsched_policy\x18\x02 \x01(\rR\vschedPolicy\x12%\n" +
+	"\x0esched_priority\x18\x03 \x01(\rR\rschedPriority\x12\x12\n" +
+	"\x04nice\x18\x04 \x01(\x05R\x04nice\x12-\n" +
+	"\x13sched_reset_on_fork\x18\x05 \x01(\bR\x10schedResetOnFork\x12\x1f\n" +
+	"\vio_priority\x18\x06 \x01(\rR\n" +
+	"ioPriority\x12\"\n" +
+	"\room_score_adj\x18\a \x01(\x05R\voomScoreAdj\x12,\n" +
+	"\x0fcoredump_filter\x18\b \x01(\rH\x00R\x0ecoredumpFilter\x88\x01\x01\x12$\n" +
+	"\x0etimer_slack_ns\x18\t \x01(\x04R\ftimerSlackNs\x12 \n" +
+	"\vpersonality\x18\n" +
+	" \x01(\rR\vpersonality\x12\x1e\n" +
+	"\n" +
+	"securebits\x18\v \x01(\rR\n" +
+	"securebits\x12 \n" +
+	"\fno_new_privs\x18\f \x01(\bR\n" +
+	"noNewPrivs\x12\x1f\n" +
+	"\vthp_disable\x18\r \x01(\bR\n" +
+	"thpDisable\x12\x19\n" +
+	"\x05umask\x18\x0e \x01(\rH\x01R\x05umask\x88\x01\x01B\x12\n" +
+	"\x10_coredump_filterB\b\n" +
+	"\x06_umask\"L\n" +
+	"\x06Rlimit\x12\x1a\n" +
+	"\bresource\x18\x01 \x01(\rR\bresource\x12\x12\n" +
+	"\x04soft\x18\x02 \x01(\x04R\x04soft\x12\x12\n" +
+	"\x04hard\x18\x03 \x01(\x04R\x04hard\"9\n" +
 	"\aSeccomp\x12\x18\n" +
 	"\aprogram\x18\x01 \x01(\fR\aprogram\x12\x14\n" +
 	"\x05flags\x18\x02 \x01(\rR\x05flags\"\"\n" +
@@ -3347,13 +3601,14 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\aexec_id\x18\b \x01(\tR\x06execId\x12\x12\n" +
 	"\x04init\x18\t \x01(\bR\x04init\"I\n" +
 	"\x11ProcessesResponse\x124\n" +
-	"\tprocesses\x18\x01 \x03(\v2\x16.runv.agent.v1.ProcessR\tprocesses\"\xa7\x01\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x16.runv.agent.v1.ProcessR\tprocesses\"\xdf\x01\n" +
 	"\vExecRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x18\n" +
 	"\aprocess\x18\x03 \x01(\fR\aprocess\x12*\n" +
 	"\x05stdio\x18\x04 \x01(\v2\x14.runv.agent.v1.StdioR\x05stdio\x12\x16\n" +
-	"\x06cgroup\x18\x05 \x01(\tR\x06cgroup\" \n" +
+	"\x06cgroup\x18\x05 \x01(\tR\x06cgroup\x126\n" +
+	"\tinherited\x18\x06 \x01(\v2\x18.runv.agent.v1.InheritedR\tinherited\" \n" +
 	"\fExecResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\"u\n" +
 	"\rSignalRequest\x12!\n" +
@@ -3495,7 +3750,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: runv.agent.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: runv.agent.v1.InfoResponse
@@ -3514,109 +3769,114 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*ShutdownResponse)(nil),      // 14: runv.agent.v1.ShutdownResponse
 	(*Stdio)(nil),                 // 15: runv.agent.v1.Stdio
 	(*CreateRequest)(nil),         // 16: runv.agent.v1.CreateRequest
-	(*Seccomp)(nil),               // 17: runv.agent.v1.Seccomp
-	(*CreateResponse)(nil),        // 18: runv.agent.v1.CreateResponse
-	(*StartRequest)(nil),          // 19: runv.agent.v1.StartRequest
-	(*StartResponse)(nil),         // 20: runv.agent.v1.StartResponse
-	(*DeleteRequest)(nil),         // 21: runv.agent.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 22: runv.agent.v1.DeleteResponse
-	(*PauseRequest)(nil),          // 23: runv.agent.v1.PauseRequest
-	(*PauseResponse)(nil),         // 24: runv.agent.v1.PauseResponse
-	(*ResumeRequest)(nil),         // 25: runv.agent.v1.ResumeRequest
-	(*ResumeResponse)(nil),        // 26: runv.agent.v1.ResumeResponse
-	(*UpdateRequest)(nil),         // 27: runv.agent.v1.UpdateRequest
-	(*UpdateResponse)(nil),        // 28: runv.agent.v1.UpdateResponse
-	(*StatsRequest)(nil),          // 29: runv.agent.v1.StatsRequest
-	(*StatsResponse)(nil),         // 30: runv.agent.v1.StatsResponse
-	(*ProcessesRequest)(nil),      // 31: runv.agent.v1.ProcessesRequest
-	(*Process)(nil),               // 32: runv.agent.v1.Process
-	(*ProcessesResponse)(nil),     // 33: runv.agent.v1.ProcessesResponse
-	(*ExecRequest)(nil),           // 34: runv.agent.v1.ExecRequest
-	(*ExecResponse)(nil),          // 35: runv.agent.v1.ExecResponse
-	(*SignalRequest)(nil),         // 36: runv.agent.v1.SignalRequest
-	(*SignalResponse)(nil),        // 37: runv.agent.v1.SignalResponse
-	(*ResizeRequest)(nil),         // 38: runv.agent.v1.ResizeRequest
-	(*ResizeResponse)(nil),        // 39: runv.agent.v1.ResizeResponse
-	(*ApplyNetworkRequest)(nil),   // 40: runv.agent.v1.ApplyNetworkRequest
-	(*ApplyNetworkResponse)(nil),  // 41: runv.agent.v1.ApplyNetworkResponse
-	(*RemoveNetworkRequest)(nil),  // 42: runv.agent.v1.RemoveNetworkRequest
-	(*RemoveNetworkResponse)(nil), // 43: runv.agent.v1.RemoveNetworkResponse
-	(*ResolveRequest)(nil),        // 44: runv.agent.v1.ResolveRequest
-	(*ResolveResponse)(nil),       // 45: runv.agent.v1.ResolveResponse
-	(*Interface)(nil),             // 46: runv.agent.v1.Interface
-	(*Address)(nil),               // 47: runv.agent.v1.Address
-	(*Route)(nil),                 // 48: runv.agent.v1.Route
-	(*NextHop)(nil),               // 49: runv.agent.v1.NextHop
-	(*Neighbour)(nil),             // 50: runv.agent.v1.Neighbour
-	(*Rule)(nil),                  // 51: runv.agent.v1.Rule
-	nil,                           // 52: runv.agent.v1.InfoResponse.BootMsEntry
-	nil,                           // 53: runv.agent.v1.UpdateResponse.InEffectEntry
-	nil,                           // 54: runv.agent.v1.StatsResponse.MemoryStatEntry
-	nil,                           // 55: runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
+	(*Inherited)(nil),             // 17: runv.agent.v1.Inherited
+	(*Rlimit)(nil),                // 18: runv.agent.v1.Rlimit
+	(*Seccomp)(nil),               // 19: runv.agent.v1.Seccomp
+	(*CreateResponse)(nil),        // 20: runv.agent.v1.CreateResponse
+	(*StartRequest)(nil),          // 21: runv.agent.v1.StartRequest
+	(*StartResponse)(nil),         // 22: runv.agent.v1.StartResponse
+	(*DeleteRequest)(nil),         // 23: runv.agent.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 24: runv.agent.v1.DeleteResponse
+	(*PauseRequest)(nil),          // 25: runv.agent.v1.PauseRequest
+	(*PauseResponse)(nil),         // 26: runv.agent.v1.PauseResponse
+	(*ResumeRequest)(nil),         // 27: runv.agent.v1.ResumeRequest
+	(*ResumeResponse)(nil),        // 28: runv.agent.v1.ResumeResponse
+	(*UpdateRequest)(nil),         // 29: runv.agent.v1.UpdateRequest
+	(*UpdateResponse)(nil),        // 30: runv.agent.v1.UpdateResponse
+	(*StatsRequest)(nil),          // 31: runv.agent.v1.StatsRequest
+	(*StatsResponse)(nil),         // 32: runv.agent.v1.StatsResponse
+	(*ProcessesRequest)(nil),      // 33: runv.agent.v1.ProcessesRequest
+	(*Process)(nil),               // 34: runv.agent.v1.Process
+	(*ProcessesResponse)(nil),     // 35: runv.agent.v1.ProcessesResponse
+	(*ExecRequest)(nil),           // 36: runv.agent.v1.ExecRequest
+	(*ExecResponse)(nil),          // 37: runv.agent.v1.ExecResponse
+	(*SignalRequest)(nil),         // 38: runv.agent.v1.SignalRequest
+	(*SignalResponse)(nil),        // 39: runv.agent.v1.SignalResponse
+	(*ResizeRequest)(nil),         // 40: runv.agent.v1.ResizeRequest
+	(*ResizeResponse)(nil),        // 41: runv.agent.v1.ResizeResponse
+	(*ApplyNetworkRequest)(nil),   // 42: runv.agent.v1.ApplyNetworkRequest
+	(*ApplyNetworkResponse)(nil),  // 43: runv.agent.v1.ApplyNetworkResponse
+	(*RemoveNetworkRequest)(nil),  // 44: runv.agent.v1.RemoveNetworkRequest
+	(*RemoveNetworkResponse)(nil), // 45: runv.agent.v1.RemoveNetworkResponse
+	(*ResolveRequest)(nil),        // 46: runv.agent.v1.ResolveRequest
+	(*ResolveResponse)(nil),       // 47: runv.agent.v1.ResolveResponse
+	(*Interface)(nil),             // 48: runv.agent.v1.Interface
+	(*Address)(nil),               // 49: runv.agent.v1.Address
+	(*Route)(nil),                 // 50: runv.agent.v1.Route
+	(*NextHop)(nil),               // 51: runv.agent.v1.NextHop
+	(*Neighbour)(nil),             // 52: runv.agent.v1.Neighbour
+	(*Rule)(nil),                  // 53: runv.agent.v1.Rule
+	nil,                           // 54: runv.agent.v1.InfoResponse.BootMsEntry
+	nil,                           // 55: runv.agent.v1.UpdateResponse.InEffectEntry
+	nil,                           // 56: runv.agent.v1.StatsResponse.MemoryStatEntry
+	nil,                           // 57: runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
-	52, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
+	54, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
 	10, // 1: runv.agent.v1.Event.exit:type_name -> runv.agent.v1.Exit
 	11, // 2: runv.agent.v1.Event.drained:type_name -> runv.agent.v1.Drained
 	12, // 3: runv.agent.v1.Event.oom:type_name -> runv.agent.v1.OOM
 	15, // 4: runv.agent.v1.CreateRequest.stdio:type_name -> runv.agent.v1.Stdio
-	17, // 5: runv.agent.v1.CreateRequest.seccomp:type_name -> runv.agent.v1.Seccomp
-	53, // 6: runv.agent.v1.UpdateResponse.in_effect:type_name -> runv.agent.v1.UpdateResponse.InEffectEntry
-	54, // 7: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
-	32, // 8: runv.agent.v1.ProcessesResponse.processes:type_name -> runv.agent.v1.Process
-	15, // 9: runv.agent.v1.ExecRequest.stdio:type_name -> runv.agent.v1.Stdio
-	46, // 10: runv.agent.v1.ApplyNetworkRequest.interfaces:type_name -> runv.agent.v1.Interface
-	48, // 11: runv.agent.v1.ApplyNetworkRequest.routes:type_name -> runv.agent.v1.Route
-	50, // 12: runv.agent.v1.ApplyNetworkRequest.neighbours:type_name -> runv.agent.v1.Neighbour
-	51, // 13: runv.agent.v1.ApplyNetworkRequest.rules:type_name -> runv.agent.v1.Rule
-	55, // 14: runv.agent.v1.ApplyNetworkRequest.sysctls:type_name -> runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
-	47, // 15: runv.agent.v1.Interface.addresses:type_name -> runv.agent.v1.Address
-	49, // 16: runv.agent.v1.Route.next_hops:type_name -> runv.agent.v1.NextHop
-	0,  // 17: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
-	2,  // 18: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
-	4,  // 19: runv.agent.v1.Guest.Online:input_type -> runv.agent.v1.OnlineRequest
-	6,  // 20: runv.agent.v1.Guest.Signalled:input_type -> runv.agent.v1.SignalledRequest
-	8,  // 21: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
-	13, // 22: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
-	16, // 23: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
-	19, // 24: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
-	21, // 25: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
-	23, // 26: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
-	25, // 27: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
-	27, // 28: runv.agent.v1.Containers.Update:input_type -> runv.agent.v1.UpdateRequest
-	29, // 29: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
-	31, // 30: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
-	34, // 31: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
-	36, // 32: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
-	38, // 33: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
-	40, // 34: runv.agent.v1.Networks.Apply:input_type -> runv.agent.v1.ApplyNetworkRequest
-	42, // 35: runv.agent.v1.Networks.Remove:input_type -> runv.agent.v1.RemoveNetworkRequest
-	44, // 36: runv.agent.v1.Networks.Resolve:input_type -> runv.agent.v1.ResolveRequest
-	1,  // 37: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
-	3,  // 38: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
-	5,  // 39: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
-	7,  // 40: runv.agent.v1.Guest.Signalled:output_type -> runv.agent.v1.SignalledResponse
-	9,  // 41: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
-	14, // 42: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
-	18, // 43: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
-	20, // 44: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
-	22, // 45: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
-	24, // 46: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
-	26, // 47: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
-	28, // 48: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
-	30, // 49: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
-	33, // 50: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
-	35, // 51: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
-	37, // 52: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
-	39, // 53: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
-	41, // 54: runv.agent.v1.Networks.Apply:output_type -> runv.agent.v1.ApplyNetworkResponse
-	43, // 55: runv.agent.v1.Networks.Remove:output_type -> runv.agent.v1.RemoveNetworkResponse
-	45, // 56: runv.agent.v1.Networks.Resolve:output_type -> runv.agent.v1.ResolveResponse
-	37, // [37:57] is the sub-list for method output_type
-	17, // [17:37] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	19, // 5: runv.agent.v1.CreateRequest.seccomp:type_name -> runv.agent.v1.Seccomp
+	17, // 6: runv.agent.v1.CreateRequest.inherited:type_name -> runv.agent.v1.Inherited
+	18, // 7: runv.agent.v1.Inherited.rlimits:type_name -> runv.agent.v1.Rlimit
+	55, // 8: runv.agent.v1.UpdateResponse.in_effect:type_name -> runv.agent.v1.UpdateResponse.InEffectEntry
+	56, // 9: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
+	34, // 10: runv.agent.v1.ProcessesResponse.processes:type_name -> runv.agent.v1.Process
+	15, // 11: runv.agent.v1.ExecRequest.stdio:type_name -> runv.agent.v1.Stdio
+	17, // 12: runv.agent.v1.ExecRequest.inherited:type_name -> runv.agent.v1.Inherited
+	48, // 13: runv.agent.v1.ApplyNetworkRequest.interfaces:type_name -> runv.agent.v1.Interface
+	50, // 14: runv.agent.v1.ApplyNetworkRequest.routes:type_name -> runv.agent.v1.Route
+	52, // 15: runv.agent.v1.ApplyNetworkRequest.neighbours:type_name -> runv.agent.v1.Neighbour
+	53, // 16: runv.agent.v1.ApplyNetworkRequest.rules:type_name -> runv.agent.v1.Rule
+	57, // 17: runv.agent.v1.ApplyNetworkRequest.sysctls:type_name -> runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
+	49, // 18: runv.agent.v1.Interface.addresses:type_name -> runv.agent.v1.Address
+	51, // 19: runv.agent.v1.Route.next_hops:type_name -> runv.agent.v1.NextHop
+	0,  // 20: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
+	2,  // 21: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
+	4,  // 22: runv.agent.v1.Guest.Online:input_type -> runv.agent.v1.OnlineRequest
+	6,  // 23: runv.agent.v1.Guest.Signalled:input_type -> runv.agent.v1.SignalledRequest
+	8,  // 24: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
+	13, // 25: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
+	16, // 26: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
+	21, // 27: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
+	23, // 28: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
+	25, // 29: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
+	27, // 30: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
+	29, // 31: runv.agent.v1.Containers.Update:input_type -> runv.agent.v1.UpdateRequest
+	31, // 32: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
+	33, // 33: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
+	36, // 34: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
+	38, // 35: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
+	40, // 36: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
+	42, // 37: runv.agent.v1.Networks.Apply:input_type -> runv.agent.v1.ApplyNetworkRequest
+	44, // 38: runv.agent.v1.Networks.Remove:input_type -> runv.agent.v1.RemoveNetworkRequest
+	46, // 39: runv.agent.v1.Networks.Resolve:input_type -> runv.agent.v1.ResolveRequest
+	1,  // 40: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
+	3,  // 41: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
+	5,  // 42: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
+	7,  // 43: runv.agent.v1.Guest.Signalled:output_type -> runv.agent.v1.SignalledResponse
+	9,  // 44: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
+	14, // 45: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
+	20, // 46: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
+	22, // 47: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
+	24, // 48: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
+	26, // 49: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
+	28, // 50: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
+	30, // 51: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
+	32, // 52: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
+	35, // 53: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
+	37, // 54: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
+	39, // 55: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
+	41, // 56: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
+	43, // 57: runv.agent.v1.Networks.Apply:output_type -> runv.agent.v1.ApplyNetworkResponse
+	45, // 58: runv.agent.v1.Networks.Remove:output_type -> runv.agent.v1.RemoveNetworkResponse
+	47, // 59: runv.agent.v1.Networks.Resolve:output_type -> runv.agent.v1.ResolveResponse
+	40, // [40:60] is the sub-list for method output_type
+	20, // [20:40] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -3629,13 +3889,14 @@ func file_api_agent_v1_agent_proto_init() {
 		(*Event_Drained)(nil),
 		(*Event_Oom)(nil),
 	}
+	file_api_agent_v1_agent_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   56,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -376,8 +376,11 @@ type CreateRequest struct {
 	Bundle string                 `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"` // absolute path
 	// Token of the stand-in that has connected, or will within seconds, to
 	// standin.sock and brings the process's stdio.
-	Standin       []byte `protobuf:"bytes,3,opt,name=standin,proto3" json:"standin,omitempty"`
-	NoNewKeyring  bool   `protobuf:"varint,4,opt,name=no_new_keyring,json=noNewKeyring,proto3" json:"no_new_keyring,omitempty"` // the container's processes get no session keyring of their own
+	Standin      []byte     `protobuf:"bytes,3,opt,name=standin,proto3" json:"standin,omitempty"`
+	NoNewKeyring bool       `protobuf:"varint,4,opt,name=no_new_keyring,json=noNewKeyring,proto3" json:"no_new_keyring,omitempty"` // the container's processes get no session keyring of their own
+	Inherited    *Inherited `protobuf:"bytes,5,opt,name=inherited,proto3" json:"inherited,omitempty"`                              // of init; missing: nothing
+	// NAME=VALUE: of the hooks on the host that have no environment of their own.
+	Environment   []string `protobuf:"bytes,6,rep,name=environment,proto3" json:"environment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -440,6 +443,230 @@ func (x *CreateRequest) GetNoNewKeyring() bool {
 	return false
 }
 
+func (x *CreateRequest) GetInherited() *Inherited {
+	if x != nil {
+		return x.Inherited
+	}
+	return nil
+}
+
+func (x *CreateRequest) GetEnvironment() []string {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+// Inherited is what a process has of its caller, as a child of the caller would under runc: it counts where
+// the specification says nothing. Zeros and missing messages are what a machine gives its first process.
+type Inherited struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Rlimits          []*Rlimit              `protobuf:"bytes,1,rep,name=rlimits,proto3" json:"rlimits,omitempty"`                                   // each resource once
+	SchedPolicy      uint32                 `protobuf:"varint,2,opt,name=sched_policy,json=schedPolicy,proto3" json:"sched_policy,omitempty"`       // SCHED_*, but for SCHED_DEADLINE
+	SchedPriority    uint32                 `protobuf:"varint,3,opt,name=sched_priority,json=schedPriority,proto3" json:"sched_priority,omitempty"` // of real-time policies
+	Nice             int32                  `protobuf:"varint,4,opt,name=nice,proto3" json:"nice,omitempty"`
+	SchedResetOnFork bool                   `protobuf:"varint,5,opt,name=sched_reset_on_fork,json=schedResetOnFork,proto3" json:"sched_reset_on_fork,omitempty"`
+	IoPriority       uint32                 `protobuf:"varint,6,opt,name=io_priority,json=ioPriority,proto3" json:"io_priority,omitempty"` // as ioprio_set(2) takes it
+	OomScoreAdj      int32                  `protobuf:"varint,7,opt,name=oom_score_adj,json=oomScoreAdj,proto3" json:"oom_score_adj,omitempty"`
+	CoredumpFilter   *uint32                `protobuf:"varint,8,opt,name=coredump_filter,json=coredumpFilter,proto3,oneof" json:"coredump_filter,omitempty"` // as in /proc/PID/coredump_filter
+	TimerSlackNs     uint64                 `protobuf:"varint,9,opt,name=timer_slack_ns,json=timerSlackNs,proto3" json:"timer_slack_ns,omitempty"`           // 0: the default
+	Personality      uint32                 `protobuf:"varint,10,opt,name=personality,proto3" json:"personality,omitempty"`                                  // as personality(2) takes it
+	Securebits       uint32                 `protobuf:"varint,11,opt,name=securebits,proto3" json:"securebits,omitempty"`                                    // SECBIT_*
+	NoNewPrivs       bool                   `protobuf:"varint,12,opt,name=no_new_privs,json=noNewPrivs,proto3" json:"no_new_privs,omitempty"`
+	ThpDisable       bool                   `protobuf:"varint,13,opt,name=thp_disable,json=thpDisable,proto3" json:"thp_disable,omitempty"` // no transparent huge pages
+	Umask            *uint32                `protobuf:"varint,14,opt,name=umask,proto3,oneof" json:"umask,omitempty"`                       // of what Exec starts; that of init is 022
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Inherited) Reset() {
+	*x = Inherited{}
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Inherited) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Inherited) ProtoMessage() {}
+
+func (x *Inherited) ProtoReflect() protoreflect.Message {
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Inherited.ProtoReflect.Descriptor instead.
+func (*Inherited) Descriptor() ([]byte, []int) {
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Inherited) GetRlimits() []*Rlimit {
+	if x != nil {
+		return x.Rlimits
+	}
+	return nil
+}
+
+func (x *Inherited) GetSchedPolicy() uint32 {
+	if x != nil {
+		return x.SchedPolicy
+	}
+	return 0
+}
+
+func (x *Inherited) GetSchedPriority() uint32 {
+	if x != nil {
+		return x.SchedPriority
+	}
+	return 0
+}
+
+func (x *Inherited) GetNice() int32 {
+	if x != nil {
+		return x.Nice
+	}
+	return 0
+}
+
+func (x *Inherited) GetSchedResetOnFork() bool {
+	if x != nil {
+		return x.SchedResetOnFork
+	}
+	return false
+}
+
+func (x *Inherited) GetIoPriority() uint32 {
+	if x != nil {
+		return x.IoPriority
+	}
+	return 0
+}
+
+func (x *Inherited) GetOomScoreAdj() int32 {
+	if x != nil {
+		return x.OomScoreAdj
+	}
+	return 0
+}
+
+func (x *Inherited) GetCoredumpFilter() uint32 {
+	if x != nil && x.CoredumpFilter != nil {
+		return *x.CoredumpFilter
+	}
+	return 0
+}
+
+func (x *Inherited) GetTimerSlackNs() uint64 {
+	if x != nil {
+		return x.TimerSlackNs
+	}
+	return 0
+}
+
+func (x *Inherited) GetPersonality() uint32 {
+	if x != nil {
+		return x.Personality
+	}
+	return 0
+}
+
+func (x *Inherited) GetSecurebits() uint32 {
+	if x != nil {
+		return x.Securebits
+	}
+	return 0
+}
+
+func (x *Inherited) GetNoNewPrivs() bool {
+	if x != nil {
+		return x.NoNewPrivs
+	}
+	return false
+}
+
+func (x *Inherited) GetThpDisable() bool {
+	if x != nil {
+		return x.ThpDisable
+	}
+	return false
+}
+
+func (x *Inherited) GetUmask() uint32 {
+	if x != nil && x.Umask != nil {
+		return *x.Umask
+	}
+	return 0
+}
+
+type Rlimit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Resource      uint32                 `protobuf:"varint,1,opt,name=resource,proto3" json:"resource,omitempty"` // RLIMIT_*
+	Soft          uint64                 `protobuf:"varint,2,opt,name=soft,proto3" json:"soft,omitempty"`         // max uint64: unlimited
+	Hard          uint64                 `protobuf:"varint,3,opt,name=hard,proto3" json:"hard,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rlimit) Reset() {
+	*x = Rlimit{}
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rlimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rlimit) ProtoMessage() {}
+
+func (x *Rlimit) ProtoReflect() protoreflect.Message {
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rlimit.ProtoReflect.Descriptor instead.
+func (*Rlimit) Descriptor() ([]byte, []int) {
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Rlimit) GetResource() uint32 {
+	if x != nil {
+		return x.Resource
+	}
+	return 0
+}
+
+func (x *Rlimit) GetSoft() uint64 {
+	if x != nil {
+		return x.Soft
+	}
+	return 0
+}
+
+func (x *Rlimit) GetHard() uint64 {
+	if x != nil {
+		return x.Hard
+	}
+	return 0
+}
+
 type CreateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // host pid of the stand-in
@@ -449,7 +676,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[7]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -461,7 +688,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[7]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -474,7 +701,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{7}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateResponse) GetPid() uint32 {
@@ -493,7 +720,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[8]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +732,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[8]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +745,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{8}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StartRequest) GetId() string {
@@ -536,7 +763,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[9]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +775,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[9]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +788,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{9}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{11}
 }
 
 type StateRequest struct {
@@ -573,7 +800,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[10]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -585,7 +812,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[10]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -598,7 +825,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{10}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StateRequest) GetId() string {
@@ -622,7 +849,7 @@ type StateResponse struct {
 
 func (x *StateResponse) Reset() {
 	*x = StateResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[11]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +861,7 @@ func (x *StateResponse) String() string {
 func (*StateResponse) ProtoMessage() {}
 
 func (x *StateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[11]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +874,7 @@ func (x *StateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateResponse.ProtoReflect.Descriptor instead.
 func (*StateResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{11}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StateResponse) GetId() string {
@@ -696,13 +923,14 @@ type DeleteRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	Environment   []string               `protobuf:"bytes,3,rep,name=environment,proto3" json:"environment,omitempty"` // as in CreateRequest, of the poststop hooks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[12]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -714,7 +942,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[12]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -727,7 +955,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{12}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -744,6 +972,13 @@ func (x *DeleteRequest) GetForce() bool {
 	return false
 }
 
+func (x *DeleteRequest) GetEnvironment() []string {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
 type DeleteResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -752,7 +987,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[13]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +999,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[13]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +1012,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{13}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{15}
 }
 
 type PauseRequest struct {
@@ -789,7 +1024,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[14]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +1036,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[14]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +1049,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{14}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PauseRequest) GetId() string {
@@ -832,7 +1067,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[15]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +1079,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[15]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +1092,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{15}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{17}
 }
 
 type ResumeRequest struct {
@@ -869,7 +1104,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[16]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1116,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[16]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1129,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{16}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResumeRequest) GetId() string {
@@ -912,7 +1147,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[17]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1159,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[17]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1172,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{17}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{19}
 }
 
 type UpdateRequest struct {
@@ -950,7 +1185,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[18]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1197,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[18]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1210,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{18}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1006,7 +1241,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[19]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1253,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[19]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1266,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{19}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UpdateResponse) GetInEffect() map[string]string {
@@ -1071,7 +1306,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[20]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1318,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[20]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1331,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{20}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StatsRequest) GetId() string {
@@ -1128,7 +1363,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[21]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1375,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[21]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1388,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{21}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StatsResponse) GetCpuUsageNanos() uint64 {
@@ -1270,7 +1505,7 @@ type VmmStats struct {
 
 func (x *VmmStats) Reset() {
 	*x = VmmStats{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[22]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1517,7 @@ func (x *VmmStats) String() string {
 func (*VmmStats) ProtoMessage() {}
 
 func (x *VmmStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[22]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1530,7 @@ func (x *VmmStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VmmStats.ProtoReflect.Descriptor instead.
 func (*VmmStats) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{22}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *VmmStats) GetCgroup() string {
@@ -1398,14 +1633,15 @@ type ExecRequest struct {
 	// Path of an existing cgroup below the container's for the process; empty: the container's.
 	Cgroup string `protobuf:"bytes,5,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
 	// In a paused container, wait until it is resumed instead of FAILED_PRECONDITION.
-	IgnorePaused  bool `protobuf:"varint,6,opt,name=ignore_paused,json=ignorePaused,proto3" json:"ignore_paused,omitempty"`
+	IgnorePaused  bool       `protobuf:"varint,6,opt,name=ignore_paused,json=ignorePaused,proto3" json:"ignore_paused,omitempty"`
+	Inherited     *Inherited `protobuf:"bytes,7,opt,name=inherited,proto3" json:"inherited,omitempty"` // missing: nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[23]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1653,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[23]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1666,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{23}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExecRequest) GetContainerId() string {
@@ -1475,6 +1711,13 @@ func (x *ExecRequest) GetIgnorePaused() bool {
 	return false
 }
 
+func (x *ExecRequest) GetInherited() *Inherited {
+	if x != nil {
+		return x.Inherited
+	}
+	return nil
+}
+
 type ExecResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ExecId        string                 `protobuf:"bytes,1,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
@@ -1485,7 +1728,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[24]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1740,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[24]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1753,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{24}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ExecResponse) GetExecId() string {
@@ -1539,7 +1782,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[25]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +1794,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[25]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +1807,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{25}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SignalRequest) GetContainerId() string {
@@ -1603,7 +1846,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[26]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1858,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[26]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1871,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{26}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{28}
 }
 
 type ResizeRequest struct {
@@ -1643,7 +1886,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[27]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1655,7 +1898,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[27]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1668,7 +1911,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{27}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ResizeRequest) GetContainerId() string {
@@ -1707,7 +1950,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[28]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1719,7 +1962,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[28]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1732,7 +1975,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{28}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{30}
 }
 
 type CloseStdinRequest struct {
@@ -1745,7 +1988,7 @@ type CloseStdinRequest struct {
 
 func (x *CloseStdinRequest) Reset() {
 	*x = CloseStdinRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[29]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +2000,7 @@ func (x *CloseStdinRequest) String() string {
 func (*CloseStdinRequest) ProtoMessage() {}
 
 func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[29]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +2013,7 @@ func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinRequest.ProtoReflect.Descriptor instead.
 func (*CloseStdinRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{29}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CloseStdinRequest) GetContainerId() string {
@@ -1795,7 +2038,7 @@ type CloseStdinResponse struct {
 
 func (x *CloseStdinResponse) Reset() {
 	*x = CloseStdinResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[30]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +2050,7 @@ func (x *CloseStdinResponse) String() string {
 func (*CloseStdinResponse) ProtoMessage() {}
 
 func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[30]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +2063,7 @@ func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinResponse.ProtoReflect.Descriptor instead.
 func (*CloseStdinResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{30}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{32}
 }
 
 type WaitRequest struct {
@@ -1833,7 +2076,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[31]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +2088,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[31]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +2101,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{31}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WaitRequest) GetContainerId() string {
@@ -1885,7 +2128,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[32]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +2140,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[32]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +2153,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{32}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WaitResponse) GetStatus() uint32 {
@@ -1936,7 +2179,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[33]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1948,7 +2191,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[33]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1961,7 +2204,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{33}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListRequest) GetContainerId() string {
@@ -1988,7 +2231,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[34]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2243,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[34]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2256,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{34}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -2088,7 +2331,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[35]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2343,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[35]
+	mi := &file_api_supervisor_v1_supervisor_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2356,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{35}
+	return file_api_supervisor_v1_supervisor_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListResponse) GetProcesses() []*Process {
@@ -2148,12 +2391,41 @@ const file_api_supervisor_v1_supervisor_proto_rawDesc = "" +
 	"\x06status\x18\a \x01(\rR\x06status\x12\x12\n" +
 	"\x04lost\x18\b \x01(\x04R\x04lost\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse\"w\n" +
+	"\x10ShutdownResponse\"\xd6\x01\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x18\n" +
 	"\astandin\x18\x03 \x01(\fR\astandin\x12$\n" +
-	"\x0eno_new_keyring\x18\x04 \x01(\bR\fnoNewKeyring\"\"\n" +
+	"\x0eno_new_keyring\x18\x04 \x01(\bR\fnoNewKeyring\x12;\n" +
+	"\tinherited\x18\x05 \x01(\v2\x1d.runv.supervisor.v1.InheritedR\tinherited\x12 \n" +
+	"\venvironment\x18\x06 \x03(\tR\venvironment\"\xa5\x04\n" +
+	"\tInherited\x124\n" +
+	"\arlimits\x18\x01 \x03(\v2\x1a.runv.supervisor.v1.RlimitR\arlimits\x12!\n" +
+	"\fsched_policy\x18\x02 \x01(\rR\vschedPolicy\x12%\n" +
+	"\x0esched_priority\x18\x03 \x01(\rR\rschedPriority\x12\x12\n" +
+	"\x04nice\x18\x04 \x01(\x05R\x04nice\x12-\n" +
+	"\x13sched_reset_on_fork\x18\x05 \x01(\bR\x10schedResetOnFork\x12\x1f\n" +
+	"\vio_priority\x18\x06 \x01(\rR\n" +
+	"ioPriority\x12\"\n" +
+	"\room_score_adj\x18\a \x01(\x05R\voomScoreAdj\x12,\n" +
+	"\x0fcoredump_filter\x18\b \x01(\rH\x00R\x0ecoredumpFilter\x88\x01\x01\x12$\n" +
+	"\x0etimer_slack_ns\x18\t \x01(\x04R\ftimerSlackNs\x12 \n" +
+	"\vpersonality\x18\n" +
+	" \x01(\rR\vpersonality\x12\x1e\n" +
+	"\n" +
+	"securebits\x18\v \x01(\rR\n" +
+	"securebits\x12 \n" +
+	"\fno_new_privs\x18\f \x01(\bR\n" +
+	"noNewPrivs\x12\x1f\n" +
+	"\vthp_disable\x18\r \x01(\bR\n" +
+	"thpDisable\x12\x19\n" +
+	"\x05umask\x18\x0e \x01(\rH\x01R\x05umask\x88\x01\x01B\x12\n" +
+	"\x10_coredump_filterB\b\n" +
+	"\x06_umask\"L\n" +
+	"\x06Rlimit\x12\x1a\n" +
+	"\bresource\x18\x01 \x01(\rR\bresource\x12\x12\n" +
+	"\x04soft\x18\x02 \x01(\x04R\x04soft\x12\x12\n" +
+	"\x04hard\x18\x03 \x01(\x04R\x04hard\"\"\n" +
 	"\x0eCreateResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x1e\n" +
 	"\fStartRequest\x12\x0e\n" +
@@ -2168,10 +2440,11 @@ const file_api_supervisor_v1_supervisor_proto_rawDesc = "" +
 	"\x06bundle\x18\x04 \x01(\tR\x06bundle\x12\x1f\n" +
 	"\vexit_status\x18\x05 \x01(\rR\n" +
 	"exitStatus\x12(\n" +
-	"\x10exited_unix_nano\x18\x06 \x01(\x03R\x0eexitedUnixNano\"5\n" +
+	"\x10exited_unix_nano\x18\x06 \x01(\x03R\x0eexitedUnixNano\"W\n" +
 	"\rDeleteRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"\x10\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\x12 \n" +
+	"\venvironment\x18\x03 \x03(\tR\venvironment\"\x10\n" +
 	"\x0eDeleteResponse\"\x1e\n" +
 	"\fPauseRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x0f\n" +
@@ -2227,14 +2500,15 @@ const file_api_supervisor_v1_supervisor_proto_rawDesc = "" +
 	" \x01(\x04R\roverheadBytes\x12'\n" +
 	"\x0fthreads_current\x18\v \x01(\x04R\x0ethreadsCurrent\x12#\n" +
 	"\rthreads_limit\x18\f \x01(\x04R\fthreadsLimit\x12\x1b\n" +
-	"\toom_kills\x18\r \x01(\x04R\boomKills\"\xba\x01\n" +
+	"\toom_kills\x18\r \x01(\x04R\boomKills\"\xf7\x01\n" +
 	"\vExecRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x18\n" +
 	"\aprocess\x18\x03 \x01(\fR\aprocess\x12\x18\n" +
 	"\astandin\x18\x04 \x01(\fR\astandin\x12\x16\n" +
 	"\x06cgroup\x18\x05 \x01(\tR\x06cgroup\x12#\n" +
-	"\rignore_paused\x18\x06 \x01(\bR\fignorePaused\"9\n" +
+	"\rignore_paused\x18\x06 \x01(\bR\fignorePaused\x12;\n" +
+	"\tinherited\x18\a \x01(\v2\x1d.runv.supervisor.v1.InheritedR\tinherited\"9\n" +
 	"\fExecResponse\x12\x17\n" +
 	"\aexec_id\x18\x01 \x01(\tR\x06execId\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\"u\n" +
@@ -2310,7 +2584,7 @@ func file_api_supervisor_v1_supervisor_proto_rawDescGZIP() []byte {
 	return file_api_supervisor_v1_supervisor_proto_rawDescData
 }
 
-var file_api_supervisor_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_api_supervisor_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_api_supervisor_v1_supervisor_proto_goTypes = []any{
 	(*VersionRequest)(nil),     // 0: runv.supervisor.v1.VersionRequest
 	(*VersionResponse)(nil),    // 1: runv.supervisor.v1.VersionResponse
@@ -2319,82 +2593,87 @@ var file_api_supervisor_v1_supervisor_proto_goTypes = []any{
 	(*ShutdownRequest)(nil),    // 4: runv.supervisor.v1.ShutdownRequest
 	(*ShutdownResponse)(nil),   // 5: runv.supervisor.v1.ShutdownResponse
 	(*CreateRequest)(nil),      // 6: runv.supervisor.v1.CreateRequest
-	(*CreateResponse)(nil),     // 7: runv.supervisor.v1.CreateResponse
-	(*StartRequest)(nil),       // 8: runv.supervisor.v1.StartRequest
-	(*StartResponse)(nil),      // 9: runv.supervisor.v1.StartResponse
-	(*StateRequest)(nil),       // 10: runv.supervisor.v1.StateRequest
-	(*StateResponse)(nil),      // 11: runv.supervisor.v1.StateResponse
-	(*DeleteRequest)(nil),      // 12: runv.supervisor.v1.DeleteRequest
-	(*DeleteResponse)(nil),     // 13: runv.supervisor.v1.DeleteResponse
-	(*PauseRequest)(nil),       // 14: runv.supervisor.v1.PauseRequest
-	(*PauseResponse)(nil),      // 15: runv.supervisor.v1.PauseResponse
-	(*ResumeRequest)(nil),      // 16: runv.supervisor.v1.ResumeRequest
-	(*ResumeResponse)(nil),     // 17: runv.supervisor.v1.ResumeResponse
-	(*UpdateRequest)(nil),      // 18: runv.supervisor.v1.UpdateRequest
-	(*UpdateResponse)(nil),     // 19: runv.supervisor.v1.UpdateResponse
-	(*StatsRequest)(nil),       // 20: runv.supervisor.v1.StatsRequest
-	(*StatsResponse)(nil),      // 21: runv.supervisor.v1.StatsResponse
-	(*VmmStats)(nil),           // 22: runv.supervisor.v1.VmmStats
-	(*ExecRequest)(nil),        // 23: runv.supervisor.v1.ExecRequest
-	(*ExecResponse)(nil),       // 24: runv.supervisor.v1.ExecResponse
-	(*SignalRequest)(nil),      // 25: runv.supervisor.v1.SignalRequest
-	(*SignalResponse)(nil),     // 26: runv.supervisor.v1.SignalResponse
-	(*ResizeRequest)(nil),      // 27: runv.supervisor.v1.ResizeRequest
-	(*ResizeResponse)(nil),     // 28: runv.supervisor.v1.ResizeResponse
-	(*CloseStdinRequest)(nil),  // 29: runv.supervisor.v1.CloseStdinRequest
-	(*CloseStdinResponse)(nil), // 30: runv.supervisor.v1.CloseStdinResponse
-	(*WaitRequest)(nil),        // 31: runv.supervisor.v1.WaitRequest
-	(*WaitResponse)(nil),       // 32: runv.supervisor.v1.WaitResponse
-	(*ListRequest)(nil),        // 33: runv.supervisor.v1.ListRequest
-	(*Process)(nil),            // 34: runv.supervisor.v1.Process
-	(*ListResponse)(nil),       // 35: runv.supervisor.v1.ListResponse
-	nil,                        // 36: runv.supervisor.v1.UpdateResponse.InEffectEntry
-	nil,                        // 37: runv.supervisor.v1.StatsResponse.MemoryStatEntry
+	(*Inherited)(nil),          // 7: runv.supervisor.v1.Inherited
+	(*Rlimit)(nil),             // 8: runv.supervisor.v1.Rlimit
+	(*CreateResponse)(nil),     // 9: runv.supervisor.v1.CreateResponse
+	(*StartRequest)(nil),       // 10: runv.supervisor.v1.StartRequest
+	(*StartResponse)(nil),      // 11: runv.supervisor.v1.StartResponse
+	(*StateRequest)(nil),       // 12: runv.supervisor.v1.StateRequest
+	(*StateResponse)(nil),      // 13: runv.supervisor.v1.StateResponse
+	(*DeleteRequest)(nil),      // 14: runv.supervisor.v1.DeleteRequest
+	(*DeleteResponse)(nil),     // 15: runv.supervisor.v1.DeleteResponse
+	(*PauseRequest)(nil),       // 16: runv.supervisor.v1.PauseRequest
+	(*PauseResponse)(nil),      // 17: runv.supervisor.v1.PauseResponse
+	(*ResumeRequest)(nil),      // 18: runv.supervisor.v1.ResumeRequest
+	(*ResumeResponse)(nil),     // 19: runv.supervisor.v1.ResumeResponse
+	(*UpdateRequest)(nil),      // 20: runv.supervisor.v1.UpdateRequest
+	(*UpdateResponse)(nil),     // 21: runv.supervisor.v1.UpdateResponse
+	(*StatsRequest)(nil),       // 22: runv.supervisor.v1.StatsRequest
+	(*StatsResponse)(nil),      // 23: runv.supervisor.v1.StatsResponse
+	(*VmmStats)(nil),           // 24: runv.supervisor.v1.VmmStats
+	(*ExecRequest)(nil),        // 25: runv.supervisor.v1.ExecRequest
+	(*ExecResponse)(nil),       // 26: runv.supervisor.v1.ExecResponse
+	(*SignalRequest)(nil),      // 27: runv.supervisor.v1.SignalRequest
+	(*SignalResponse)(nil),     // 28: runv.supervisor.v1.SignalResponse
+	(*ResizeRequest)(nil),      // 29: runv.supervisor.v1.ResizeRequest
+	(*ResizeResponse)(nil),     // 30: runv.supervisor.v1.ResizeResponse
+	(*CloseStdinRequest)(nil),  // 31: runv.supervisor.v1.CloseStdinRequest
+	(*CloseStdinResponse)(nil), // 32: runv.supervisor.v1.CloseStdinResponse
+	(*WaitRequest)(nil),        // 33: runv.supervisor.v1.WaitRequest
+	(*WaitResponse)(nil),       // 34: runv.supervisor.v1.WaitResponse
+	(*ListRequest)(nil),        // 35: runv.supervisor.v1.ListRequest
+	(*Process)(nil),            // 36: runv.supervisor.v1.Process
+	(*ListResponse)(nil),       // 37: runv.supervisor.v1.ListResponse
+	nil,                        // 38: runv.supervisor.v1.UpdateResponse.InEffectEntry
+	nil,                        // 39: runv.supervisor.v1.StatsResponse.MemoryStatEntry
 }
 var file_api_supervisor_v1_supervisor_proto_depIdxs = []int32{
-	36, // 0: runv.supervisor.v1.UpdateResponse.in_effect:type_name -> runv.supervisor.v1.UpdateResponse.InEffectEntry
-	37, // 1: runv.supervisor.v1.StatsResponse.memory_stat:type_name -> runv.supervisor.v1.StatsResponse.MemoryStatEntry
-	22, // 2: runv.supervisor.v1.StatsResponse.vmm:type_name -> runv.supervisor.v1.VmmStats
-	34, // 3: runv.supervisor.v1.ListResponse.processes:type_name -> runv.supervisor.v1.Process
-	0,  // 4: runv.supervisor.v1.Pod.Version:input_type -> runv.supervisor.v1.VersionRequest
-	2,  // 5: runv.supervisor.v1.Pod.Events:input_type -> runv.supervisor.v1.EventsRequest
-	4,  // 6: runv.supervisor.v1.Pod.Shutdown:input_type -> runv.supervisor.v1.ShutdownRequest
-	6,  // 7: runv.supervisor.v1.Containers.Create:input_type -> runv.supervisor.v1.CreateRequest
-	8,  // 8: runv.supervisor.v1.Containers.Start:input_type -> runv.supervisor.v1.StartRequest
-	10, // 9: runv.supervisor.v1.Containers.State:input_type -> runv.supervisor.v1.StateRequest
-	12, // 10: runv.supervisor.v1.Containers.Delete:input_type -> runv.supervisor.v1.DeleteRequest
-	14, // 11: runv.supervisor.v1.Containers.Pause:input_type -> runv.supervisor.v1.PauseRequest
-	16, // 12: runv.supervisor.v1.Containers.Resume:input_type -> runv.supervisor.v1.ResumeRequest
-	18, // 13: runv.supervisor.v1.Containers.Update:input_type -> runv.supervisor.v1.UpdateRequest
-	20, // 14: runv.supervisor.v1.Containers.Stats:input_type -> runv.supervisor.v1.StatsRequest
-	23, // 15: runv.supervisor.v1.Processes.Exec:input_type -> runv.supervisor.v1.ExecRequest
-	25, // 16: runv.supervisor.v1.Processes.Signal:input_type -> runv.supervisor.v1.SignalRequest
-	27, // 17: runv.supervisor.v1.Processes.Resize:input_type -> runv.supervisor.v1.ResizeRequest
-	29, // 18: runv.supervisor.v1.Processes.CloseStdin:input_type -> runv.supervisor.v1.CloseStdinRequest
-	31, // 19: runv.supervisor.v1.Processes.Wait:input_type -> runv.supervisor.v1.WaitRequest
-	33, // 20: runv.supervisor.v1.Processes.List:input_type -> runv.supervisor.v1.ListRequest
-	1,  // 21: runv.supervisor.v1.Pod.Version:output_type -> runv.supervisor.v1.VersionResponse
-	3,  // 22: runv.supervisor.v1.Pod.Events:output_type -> runv.supervisor.v1.Event
-	5,  // 23: runv.supervisor.v1.Pod.Shutdown:output_type -> runv.supervisor.v1.ShutdownResponse
-	7,  // 24: runv.supervisor.v1.Containers.Create:output_type -> runv.supervisor.v1.CreateResponse
-	9,  // 25: runv.supervisor.v1.Containers.Start:output_type -> runv.supervisor.v1.StartResponse
-	11, // 26: runv.supervisor.v1.Containers.State:output_type -> runv.supervisor.v1.StateResponse
-	13, // 27: runv.supervisor.v1.Containers.Delete:output_type -> runv.supervisor.v1.DeleteResponse
-	15, // 28: runv.supervisor.v1.Containers.Pause:output_type -> runv.supervisor.v1.PauseResponse
-	17, // 29: runv.supervisor.v1.Containers.Resume:output_type -> runv.supervisor.v1.ResumeResponse
-	19, // 30: runv.supervisor.v1.Containers.Update:output_type -> runv.supervisor.v1.UpdateResponse
-	21, // 31: runv.supervisor.v1.Containers.Stats:output_type -> runv.supervisor.v1.StatsResponse
-	24, // 32: runv.supervisor.v1.Processes.Exec:output_type -> runv.supervisor.v1.ExecResponse
-	26, // 33: runv.supervisor.v1.Processes.Signal:output_type -> runv.supervisor.v1.SignalResponse
-	28, // 34: runv.supervisor.v1.Processes.Resize:output_type -> runv.supervisor.v1.ResizeResponse
-	30, // 35: runv.supervisor.v1.Processes.CloseStdin:output_type -> runv.supervisor.v1.CloseStdinResponse
-	32, // 36: runv.supervisor.v1.Processes.Wait:output_type -> runv.supervisor.v1.WaitResponse
-	35, // 37: runv.supervisor.v1.Processes.List:output_type -> runv.supervisor.v1.ListResponse
-	21, // [21:38] is the sub-list for method output_type
-	4,  // [4:21] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	7,  // 0: runv.supervisor.v1.CreateRequest.inherited:type_name -> runv.supervisor.v1.Inherited
+	8,  // 1: runv.supervisor.v1.Inherited.rlimits:type_name -> runv.supervisor.v1.Rlimit
+	38, // 2: runv.supervisor.v1.UpdateResponse.in_effect:type_name -> runv.supervisor.v1.UpdateResponse.InEffectEntry
+	39, // 3: runv.supervisor.v1.StatsResponse.memory_stat:type_name -> runv.supervisor.v1.StatsResponse.MemoryStatEntry
+	24, // 4: runv.supervisor.v1.StatsResponse.vmm:type_name -> runv.supervisor.v1.VmmStats
+	7,  // 5: runv.supervisor.v1.ExecRequest.inherited:type_name -> runv.supervisor.v1.Inherited
+	36, // 6: runv.supervisor.v1.ListResponse.processes:type_name -> runv.supervisor.v1.Process
+	0,  // 7: runv.supervisor.v1.Pod.Version:input_type -> runv.supervisor.v1.VersionRequest
+	2,  // 8: runv.supervisor.v1.Pod.Events:input_type -> runv.supervisor.v1.EventsRequest
+	4,  // 9: runv.supervisor.v1.Pod.Shutdown:input_type -> runv.supervisor.v1.ShutdownRequest
+	6,  // 10: runv.supervisor.v1.Containers.Create:input_type -> runv.supervisor.v1.CreateRequest
+	10, // 11: runv.supervisor.v1.Containers.Start:input_type -> runv.supervisor.v1.StartRequest
+	12, // 12: runv.supervisor.v1.Containers.State:input_type -> runv.supervisor.v1.StateRequest
+	14, // 13: runv.supervisor.v1.Containers.Delete:input_type -> runv.supervisor.v1.DeleteRequest
+	16, // 14: runv.supervisor.v1.Containers.Pause:input_type -> runv.supervisor.v1.PauseRequest
+	18, // 15: runv.supervisor.v1.Containers.Resume:input_type -> runv.supervisor.v1.ResumeRequest
+	20, // 16: runv.supervisor.v1.Containers.Update:input_type -> runv.supervisor.v1.UpdateRequest
+	22, // 17: runv.supervisor.v1.Containers.Stats:input_type -> runv.supervisor.v1.StatsRequest
+	25, // 18: runv.supervisor.v1.Processes.Exec:input_type -> runv.supervisor.v1.ExecRequest
+	27, // 19: runv.supervisor.v1.Processes.Signal:input_type -> runv.supervisor.v1.SignalRequest
+	29, // 20: runv.supervisor.v1.Processes.Resize:input_type -> runv.supervisor.v1.ResizeRequest
+	31, // 21: runv.supervisor.v1.Processes.CloseStdin:input_type -> runv.supervisor.v1.CloseStdinRequest
+	33, // 22: runv.supervisor.v1.Processes.Wait:input_type -> runv.supervisor.v1.WaitRequest
+	35, // 23: runv.supervisor.v1.Processes.List:input_type -> runv.supervisor.v1.ListRequest
+	1,  // 24: runv.supervisor.v1.Pod.Version:output_type -> runv.supervisor.v1.VersionResponse
+	3,  // 25: runv.supervisor.v1.Pod.Events:output_type -> runv.supervisor.v1.Event
+	5,  // 26: runv.supervisor.v1.Pod.Shutdown:output_type -> runv.supervisor.v1.ShutdownResponse
+	9,  // 27: runv.supervisor.v1.Containers.Create:output_type -> runv.supervisor.v1.CreateResponse
+	11, // 28: runv.supervisor.v1.Containers.Start:output_type -> runv.supervisor.v1.StartResponse
+	13, // 29: runv.supervisor.v1.Containers.State:output_type -> runv.supervisor.v1.StateResponse
+	15, // 30: runv.supervisor.v1.Containers.Delete:output_type -> runv.supervisor.v1.DeleteResponse
+	17, // 31: runv.supervisor.v1.Containers.Pause:output_type -> runv.supervisor.v1.PauseResponse
+	19, // 32: runv.supervisor.v1.Containers.Resume:output_type -> runv.supervisor.v1.ResumeResponse
+	21, // 33: runv.supervisor.v1.Containers.Update:output_type -> runv.supervisor.v1.UpdateResponse
+	23, // 34: runv.supervisor.v1.Containers.Stats:output_type -> runv.supervisor.v1.StatsResponse
+	26, // 35: runv.supervisor.v1.Processes.Exec:output_type -> runv.supervisor.v1.ExecResponse
+	28, // 36: runv.supervisor.v1.Processes.Signal:output_type -> runv.supervisor.v1.SignalResponse
+	30, // 37: runv.supervisor.v1.Processes.Resize:output_type -> runv.supervisor.v1.ResizeResponse
+	32, // 38: runv.supervisor.v1.Processes.CloseStdin:output_type -> runv.supervisor.v1.CloseStdinResponse
+	34, // 39: runv.supervisor.v1.Processes.Wait:output_type -> runv.supervisor.v1.WaitResponse
+	37, // 40: runv.supervisor.v1.Processes.List:output_type -> runv.supervisor.v1.ListResponse
+	24, // [24:41] is the sub-list for method output_type
+	7,  // [7:24] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_api_supervisor_v1_supervisor_proto_init() }
@@ -2402,13 +2681,14 @@ func file_api_supervisor_v1_supervisor_proto_init() {
 	if File_api_supervisor_v1_supervisor_proto != nil {
 		return
 	}
+	file_api_supervisor_v1_supervisor_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_supervisor_v1_supervisor_proto_rawDesc), len(file_api_supervisor_v1_supervisor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

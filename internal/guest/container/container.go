@@ -195,6 +195,10 @@ func (s *Set) Create(ctx context.Context, r *agentv1.CreateRequest, streams stdi
 		cfg.Process.Shared.Keyring = "_ses." + id // runc's name
 	}
 	c.shared = cfg.Process.Shared
+	outside, err := inherit(cfg, r.Inherited)
+	if err != nil {
+		return 0, err
+	}
 	if err := s.reserve(c); err != nil {
 		return 0, err
 	}
@@ -204,7 +208,7 @@ func (s *Set) Create(ctx context.Context, r *agentv1.CreateRequest, streams stdi
 			c.paths = append(c.paths, m.Source)
 		}
 	}
-	if err := c.create(ctx, cfg, resources, r.Stdio, streams); err != nil {
+	if err := c.create(ctx, cfg, outside, resources, r.Stdio, streams); err != nil {
 		s.forget(c)
 		dropCached(c.paths, dropAttempts)
 		return 0, err
@@ -246,7 +250,7 @@ func translateInit(spec *specs.Spec, ns *namespaces) (*stage.Config, error) {
 	return &stage.Config{Process: *p, Container: c, UserNS: ns.user()}, nil
 }
 
-func (c *Container) create(ctx context.Context, cfg *stage.Config, r *cgroup.Resources, files *agentv1.Stdio, streams stdio.Streams) (err error) {
+func (c *Container) create(ctx context.Context, cfg *stage.Config, outside scheduling, r *cgroup.Resources, files *agentv1.Stdio, streams stdio.Streams) (err error) {
 	c.group, err = c.set.Cgroups.Create(c.id, r, func(kills uint64) {
 		c.set.Events.Append(&agentv1.Event{ContainerId: c.id, Kind: &agentv1.Event_Oom{Oom: &agentv1.OOM{Kills: kills}}})
 	})
@@ -263,7 +267,7 @@ func (c *Container) create(ctx context.Context, cfg *stage.Config, r *cgroup.Res
 			return err
 		}
 	}
-	p, err := c.launch(ctx, launchOptions{files: files}, cfg, streams)
+	p, err := c.launch(ctx, launchOptions{scheduling: outside, files: files}, cfg, streams)
 	if err != nil {
 		if c.group.OOMKills() > 0 {
 			err = fault.New(errdefs.ErrResourceExhausted, "container init was killed for want of memory; the memory limit is too low: %w", err)
@@ -343,7 +347,11 @@ func (c *Container) Exec(ctx context.Context, r *agentv1.ExecRequest, streams st
 		Join:    c.namespaces.flags &^ (unix.CLONE_NEWPID | singleThreaded),
 		UserNS:  c.namespaces.user(),
 	}
-	p, err := c.launch(ctx, launchOptions{execID: execID, cgroup: r.Cgroup, files: r.Stdio}, cfg, streams)
+	outside, err := inherit(cfg, r.Inherited)
+	var p *process
+	if err == nil {
+		p, err = c.launch(ctx, launchOptions{execID: execID, cgroup: r.Cgroup, scheduling: outside, files: r.Stdio}, cfg, streams)
+	}
 	c.mu.Lock()
 	if c.starting--; c.starting == 0 {
 		close(c.started)

@@ -223,13 +223,20 @@ func (ns *namespaces) inTimeNS(f func(timeNS *os.File) error) error {
 // settle does what a process in a user namespace has no right to do itself. The caller makes sure that
 // pid is still the process.
 func (ns *namespaces) settle(pid int, p *stage.Process) error {
-	if p.OOMScoreAdj != nil {
-		if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), fmt.Appendf(nil, "%d", *p.OOMScoreAdj), 0); err != nil {
-			return fmt.Errorf("set oom_score_adj to %d: %w", *p.OOMScoreAdj, fault.Cause(err))
-		}
+	if err := p.SetProcFiles(fmt.Sprintf("/proc/%d", pid)); err != nil {
+		return err
 	}
+	// The process lowers its limits itself, when it needs no more than its program.
 	for _, l := range p.Limits() {
-		if err := unix.Prlimit(pid, l.Resource, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil); err != nil {
+		var now unix.Rlimit
+		if err := unix.Prlimit(pid, l.Resource, nil, &now); err != nil {
+			return fmt.Errorf("read rlimit %d: %w", l.Resource, err)
+		}
+		if l.Soft <= now.Cur && l.Hard <= now.Max {
+			continue
+		}
+		most := unix.Rlimit{Cur: max(now.Cur, l.Soft), Max: max(now.Max, l.Hard)}
+		if err := unix.Prlimit(pid, l.Resource, &most, nil); err != nil {
 			return fmt.Errorf("set rlimit %d: %w", l.Resource, err)
 		}
 	}

@@ -46,6 +46,7 @@ type launchOptions struct {
 	execID string // empty: init
 	cgroup string // below the container's; empty: that
 	files  *agentv1.Stdio
+	scheduling
 }
 
 // launch starts a process. An init waits for its start when launch returns; an exec
@@ -77,6 +78,9 @@ func (c *Container) launch(ctx context.Context, opts launchOptions, cfg *stage.C
 	p.ctl.CloseInherit()
 	p.io.CloseChild()
 	if cfg.UserNS {
+		if err := opts.set(p.pid); err != nil {
+			return nil, err
+		}
 		if err := p.admit(ctx, cfg); err != nil {
 			return nil, err
 		}

@@ -8,7 +8,7 @@
 //
 // The steps of init, in order: mounts, pivot_root, terminal, read-only and masked paths, limits,
 // the user and its privileges, look up the program, createContainer hooks, report ready, wait for
-// the start, startContainer hooks, seccomp, execve. Those of exec: join, terminal, the same from
+// the start, seccomp, startContainer hooks, execve. Those of exec: join, terminal, the same from
 // limits on, seccomp, execve.
 package stage
 
@@ -57,10 +57,16 @@ type Process struct {
 	Scheduler    *Scheduler
 	IOPriority   *uint32 // as ioprio_set(2) takes it
 	Affinity     Affinity
-	Terminal     bool
-	Width        uint16 // of the terminal; 0: leave
-	Height       uint16
-	Shared       Shared
+	// What it has of its caller: as /proc/PID/coredump_filter has it, nil to leave; ns, 0 to leave; SECBIT_*.
+	CoredumpFilter *uint32
+	TimerSlack     uint64
+	Securebits     uint32
+	THPDisable     bool // no transparent huge pages
+
+	Terminal bool
+	Width    uint16 // of the terminal; 0: leave
+	Height   uint16
+	Shared   Shared
 }
 
 // Shared is what all processes of a container have in common.

@@ -52,7 +52,7 @@ func run() error {
 	if cfg.UserNS {
 		err = enterUserNS()
 	} else {
-		err = p.setOOMScore()
+		err = p.SetProcFiles("/proc/self")
 	}
 	if err != nil {
 		return err
@@ -76,7 +76,7 @@ func run() error {
 	}
 	if cfg.Container != nil {
 		hooks := cfg.Container.Hooks
-		if err := p.runHooks(hook.CreateContainer, hooks.Create, hooks.CreateState); err != nil {
+		if err := p.runHooks(hook.CreateContainer, hooks.Create, hooks.CreateState, nil); err != nil {
 			return err
 		}
 	}
@@ -88,9 +88,16 @@ func run() error {
 			return err
 		}
 		hooks := cfg.Container.Hooks
-		if err := p.runHooks(hook.StartContainer, hooks.Start, hooks.StartState); err != nil {
-			return err
+		if len(hooks.Start) > 0 {
+			// The filter comes before these hooks, since they have no more rights than the program.
+			if err := p.runHooks(hook.StartContainer, hooks.Start, hooks.StartState, p.filter); err != nil {
+				return err
+			}
+			return p.exec()
 		}
+	}
+	if err := p.filter(); err != nil {
+		return err
 	}
 	return p.exec()
 }
@@ -111,14 +118,16 @@ func enterUserNS() error {
 }
 
 // runHooks runs hooks as what the process is now: the program's user, with its limits and
-// privileges, in its working directory. A program of the container gets no more rights by being a
-// hook.
-func (p *program) runHooks(phase hook.Phase, hooks []specs.Hook, state [2]string) error {
+// privileges, in its working directory, and with its environment unless they have one of their own. A
+// program of the container gets no more rights by being a hook. confine may be nil.
+func (p *program) runHooks(phase hook.Phase, hooks []specs.Hook, state [2]string, confine func() error) error {
 	if len(hooks) == 0 {
 		return nil
 	}
 	text := state[0] + strconv.Itoa(os.Getpid()) + state[1]
-	return hook.Run(context.Background(), phase, hooks, p.Cwd, []byte(text))
+	return hook.Run(context.Background(), phase, hooks, hook.Surroundings{
+		Dir: p.Cwd, State: []byte(text), Env: p.Env, Confine: confine,
+	})
 }
 
 func readConfig() (*Config, error) {

@@ -45,13 +45,19 @@ func (p *program) ptmx() int {
 	return p.master
 }
 
-// setOOMScore works only while /proc is the agent's.
-func (p *program) setOOMScore() error {
-	if p.OOMScoreAdj == nil {
-		return nil
+// SetProcFiles sets what of a process is set through its directory in /proc. It works only while /proc is the agent's.
+func (p *Process) SetProcFiles(dir string) error {
+	if p.OOMScoreAdj != nil {
+		if err := os.WriteFile(filepath.Join(dir, "oom_score_adj"), fmt.Appendf(nil, "%d", *p.OOMScoreAdj), 0); err != nil {
+			return fmt.Errorf("set oom_score_adj to %d: %w", *p.OOMScoreAdj, fault.Cause(err))
+		}
 	}
-	if err := os.WriteFile("/proc/self/oom_score_adj", fmt.Appendf(nil, "%d", *p.OOMScoreAdj), 0); err != nil {
-		return fmt.Errorf("set oom_score_adj to %d: %w", *p.OOMScoreAdj, fault.Cause(err))
+	if p.CoredumpFilter != nil {
+		// A kernel without core dumps has no such file.
+		err := os.WriteFile(filepath.Join(dir, "coredump_filter"), fmt.Appendf(nil, "%#x", *p.CoredumpFilter), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("set coredump_filter to %#x: %w", *p.CoredumpFilter, fault.Cause(err))
+		}
 	}
 	return nil
 }
@@ -124,9 +130,6 @@ func (p *program) prepare() error {
 
 // exec becomes the program. It returns only errors.
 func (p *program) exec() error {
-	if err := p.filter(); err != nil {
-		return err
-	}
 	err := unix.Exec(p.path, p.Args, p.Env)
 	var kind error = errdefs.ErrInternal
 	switch {

@@ -10,11 +10,7 @@ import (
 // this thread, the only one that execve leaves.
 func (p *program) setScheduling() error {
 	if s := p.Scheduler; s != nil {
-		err := unix.SchedSetAttr(0, &unix.SchedAttr{
-			Size: unix.SizeofSchedAttr, Policy: s.Policy, Flags: s.Flags, Nice: s.Nice, Priority: s.Priority,
-			Runtime: s.Runtime, Deadline: s.Deadline, Period: s.Period,
-		}, 0)
-		if err != nil {
+		if err := unix.SchedSetAttr(0, s.Attr(), 0); err != nil {
 			return fmt.Errorf("set process.scheduler: %w", err)
 		}
 	}
@@ -22,6 +18,21 @@ func (p *program) setScheduling() error {
 		const whoProcess = 1 // IOPRIO_WHO_PROCESS; 0 is this thread
 		if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, uintptr(*p.IOPriority)); errno != 0 {
 			return fmt.Errorf("set process.ioPriority: %w", errno)
+		}
+	}
+	if p.TimerSlack != 0 {
+		if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(p.TimerSlack), 0, 0, 0); err != nil {
+			return fmt.Errorf("set timer slack: %w", err)
+		}
+	}
+	if p.THPDisable {
+		if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil {
+			return fmt.Errorf("disable transparent huge pages: %w", err)
+		}
+	}
+	if p.Securebits != 0 {
+		if err := unix.Prctl(unix.PR_SET_SECUREBITS, uintptr(p.Securebits), 0, 0, 0); err != nil {
+			return fmt.Errorf("set securebits: %w", err)
 		}
 	}
 	if err := setAffinity("final", p.Affinity.Final); err != nil {
@@ -38,6 +49,14 @@ func (p *program) setScheduling() error {
 		}
 	}
 	return nil
+}
+
+// Attr is s as the kernel takes it.
+func (s *Scheduler) Attr() *unix.SchedAttr {
+	return &unix.SchedAttr{
+		Size: unix.SizeofSchedAttr, Policy: s.Policy, Flags: s.Flags, Nice: s.Nice, Priority: s.Priority,
+		Runtime: s.Runtime, Deadline: s.Deadline, Period: s.Period,
+	}
 }
 
 // setAffinity limits this thread to some CPUs; nil leaves it.

@@ -15,8 +15,9 @@ func (p *program) spareCapabilities() uint64 {
 	return 1 << unix.CAP_SYS_ADMIN
 }
 
-// filter loads the filter as the last step before execve, so that it need not allow
-// what the stage does but for one capset, without no_new_privs.
+// filter loads the filter as the last step before the startContainer hooks and execve, so that it need
+// not allow what the stage does but for one capset, without no_new_privs, and the starting of hooks. It
+// holds for this thread alone, the one that starts the hooks and that execve leaves.
 func (p *program) filter() error {
 	if p.Shared.Seccomp == nil {
 		return nil
@@ -27,7 +28,6 @@ func (p *program) filter() error {
 			return err
 		}
 	}
-	// Only this thread is left after execve: there is none to synchronize with.
 	if err := setFilter(p.Shared.Seccomp.Program, p.Shared.Seccomp.Flags); err != nil {
 		return fmt.Errorf("load seccomp filter: %w", err)
 	}
