@@ -210,10 +210,7 @@ func benchIdle(t *table, runv subject, n int) error {
 				}
 				phases[p.Name] = append(phases[p.Name], p.MS)
 			}
-			pids := map[string][]int{"supervisor": {pod.Supervisor.PID}, "stand-in": {state.PID}, "QEMU": {pod.VM[0].PID}}
-			for _, p := range pod.VM[1:] {
-				pids["virtiofsd"] = append(pids["virtiofsd"], p.PID)
-			}
+			pids := map[string][]int{"supervisor": {pod.Supervisor.PID}, "stand-in": {state.PID}, "QEMU": {pod.VM[0].PID}, "share server": {pod.VM[1].PID}}
 			for name, list := range pids {
 				var sum float64
 				for _, pid := range list {
@@ -234,7 +231,7 @@ func benchIdle(t *table, runv subject, n int) error {
 	for _, name := range order {
 		t.add("start phase: "+strings.TrimSuffix(name, " bench"), "ms", phases[name], nil)
 	}
-	for _, name := range []string{"QEMU", "virtiofsd", "supervisor", "stand-in"} {
+	for _, name := range []string{"QEMU", "share server", "supervisor", "stand-in"} {
 		t.add("memory when idle (PSS): "+name, "MB", pss[name], nil)
 	}
 	return nil

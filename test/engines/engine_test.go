@@ -190,7 +190,7 @@ func (e *engine) left() string {
 	var b strings.Builder
 	for _, p := range descendants() {
 		if strings.HasPrefix(p.name, "containerd-shim") || strings.HasPrefix(p.name, "runv") || strings.HasPrefix(p.name, "qemu") ||
-			p.name == "conmon" || strings.HasPrefix(p.name, "virtiofsd") || p.name == "docker-proxy" || p.name == "aardvark-dns" {
+			p.name == "conmon" || p.name == "docker-proxy" || p.name == "aardvark-dns" {
 			fmt.Fprintf(&b, "process %d %s: %s\n", p.pid, p.name, p.args)
 		}
 	}

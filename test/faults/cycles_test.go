@@ -3,8 +3,6 @@ package faults
 import (
 	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -88,7 +86,7 @@ func TestCycles(t *testing.T) {
 	assert.Equal(t, len(namespaces[0].Traces()), 0)
 }
 
-// holding counts the descriptors of the pod's processes that stay: the supervisor, QEMU, virtiofsd.
+// holding counts the descriptors of the pod's processes that stay: the supervisor, QEMU, the share server.
 func holding(t *testing.T, e *harness.Env) map[string]int {
 	t.Helper()
 	pod := e.Pod("pause")
@@ -98,9 +96,7 @@ func holding(t *testing.T, e *harness.Env) map[string]int {
 	}
 	counts := make(map[string]int)
 	for name, pid := range pids {
-		fds, err := os.ReadDir(filepath.Join("/proc", fmt.Sprint(pid), "fd"))
-		assert.NilError(t, err)
-		counts[name] = len(fds)
+		counts[name] = harness.OpenFiles(t, pid)
 	}
 	return counts
 }

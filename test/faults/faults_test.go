@@ -164,7 +164,7 @@ func TestKilledParts(t *testing.T) {
 		told string // by runv run
 	}{
 		{"QEMU", func(e *harness.Env) int { return e.Pod("web").VM[0].PID }, "VM ended: VMM ended after"},
-		{"virtiofsd", func(e *harness.Env) int { return e.Pod("web").VM[1].PID }, "share ended: virtiofsd"},
+		{"share server", func(e *harness.Env) int { return e.Pod("web").VM[1].PID }, "share ended: share server ended: signal: killed"},
 		{"supervisor", func(e *harness.Env) int { return e.Pod("web").Supervisor.PID }, "supervisor has gone"},
 		{"stand-in", func(e *harness.Env) int { return e.State("web").Pid }, ""},
 	} {

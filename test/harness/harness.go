@@ -197,7 +197,7 @@ func (e *Env) left() string {
 func children() string {
 	var b strings.Builder
 	reap(func(name string) bool {
-		return strings.HasPrefix(name, "runv") || strings.HasPrefix(name, "qemu") || strings.HasPrefix(name, "virtiofsd") ||
+		return strings.HasPrefix(name, "runv") || strings.HasPrefix(name, "qemu") ||
 			strings.HasPrefix(name, "pasta")
 	}, func(pid int, name string) {
 		cmdline, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
@@ -462,7 +462,7 @@ type Pod struct {
 	} `json:"phases"`
 }
 
-// Pod reads the record of a container's pod. VM[0] is QEMU, the rest virtiofsd.
+// Pod reads the record of a container's pod. VM[0] is QEMU, VM[1] the share server.
 func (e *Env) Pod(id string) Pod {
 	e.t.Helper()
 	data, err := os.ReadFile(filepath.Join(e.PodDir(id), "pod.json"))
@@ -503,4 +503,27 @@ func (e *Env) Supervisor(id string) int {
 		return 0
 	}
 	return p.Supervisor.PID
+}
+
+// OpenFiles counts the descriptors of a process, without those that only name a file (O_PATH): of these the share server keeps
+// a bounded number for files that the guest knows.
+func OpenFiles(t testing.TB, pid int) (n int) {
+	t.Helper()
+	infos, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
+	assert.NilError(t, err)
+	for _, info := range infos {
+		data, err := os.ReadFile(info)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // it was closed meanwhile
+		}
+		assert.NilError(t, err)
+		_, rest, _ := strings.Cut(string(data), "flags:")
+		word, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
+		flags, err := strconv.ParseUint(word, 8, 64)
+		assert.NilError(t, err, "%s", data)
+		if flags&unix.O_PATH == 0 {
+			n++
+		}
+	}
+	return n
 }

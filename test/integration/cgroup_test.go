@@ -70,7 +70,7 @@ func checkMembers(t *testing.T, e *harness.Env, id string) map[string]string {
 	t.Helper()
 	pod, standIn := e.Pod(id), e.State(id).Pid
 	group := cgroups(t, strconv.Itoa(standIn))
-	assert.Equal(t, len(pod.VM), 3, "QEMU, and virtiofsd's two processes")
+	assert.Equal(t, len(pod.VM), 2, "QEMU and the share server")
 	for _, p := range pod.VM {
 		for _, task := range tasks(t, p.PID) {
 			assert.DeepEqual(t, cgroups(t, task), group)

@@ -20,9 +20,9 @@ import (
 
 // held is what a pod's processes hold while nothing happens.
 type held struct {
-	supervisorFDs, vmmFDs, virtiofsdFDs, shares int // on the host
-	processes, mounts, cgroups                  int // in the guest
-	supervisorKiB, agentKiB, agentThreads       int // may vary
+	supervisorFDs, vmmFDs, serverFDs, shares int // on the host
+	processes, mounts, cgroups               int // in the guest
+	supervisorKiB, agentKiB, agentThreads    int // may vary
 }
 
 // hold looks at a pod. The watcher is a container that sees the guest's processes and cgroups.
@@ -36,9 +36,7 @@ func hold(t *testing.T, e *harness.Env, watcher string) (h held) {
 	}
 	h.supervisorFDs = count(fmt.Sprintf("/proc/%d/fd/*", pod.Supervisor.PID))
 	h.vmmFDs = count(fmt.Sprintf("/proc/%d/fd/*", pod.VM[0].PID))
-	for _, virtiofsd := range pod.VM[1:] {
-		h.virtiofsdFDs += count(fmt.Sprintf("/proc/%d/fd/*", virtiofsd.PID))
-	}
+	h.serverFDs = harness.OpenFiles(t, pod.VM[1].PID)
 	h.shares = count(filepath.Join(e.PodDir(watcher), "share", "*"))
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pod.Supervisor.PID))
 	assert.NilError(t, err)

@@ -26,6 +26,7 @@ import (
 	"runv/internal/hypervisor"
 	"runv/internal/hypervisor/hvtest"
 	"runv/internal/hypervisor/qemu"
+	"runv/internal/shareserver"
 	"runv/internal/unixsock"
 )
 
@@ -114,6 +115,9 @@ func TestMain(m *testing.M) {
 		beParent(runDir)
 		return
 	}
+	if len(os.Args) > 2 && os.Args[1] == shareserver.Face {
+		os.Exit(shareserver.Main(os.Args[2:]))
+	}
 	dir, err := os.MkdirTemp("", "runv-qemu-test-")
 	if err != nil {
 		panic(err)
@@ -124,31 +128,27 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// serveShare runs a real daemon. It ends when QEMU disconnects, or with the test.
+// serveShare runs a real share server. It ends when QEMU disconnects, or with the test.
 func serveShare(t *testing.T, dir string) string {
 	t.Helper()
-	binary := "/usr/lib/qemu/virtiofsd"
-	if found, err := exec.LookPath("virtiofsd"); err == nil {
-		binary = found
-	}
-	args := []string{"--fd=3", "-o", "source=" + dir, "-o", "cache=auto"}
-	if help, _ := exec.Command(binary, "--help").CombinedOutput(); bytes.Contains(help, []byte("--shared-dir")) {
-		args = []string{"--fd=3", "--shared-dir=" + dir, "--cache=auto"}
-	}
-	// A socket of ours listens before the daemon runs, so nobody comes too early.
+	// A socket of ours listens before the server runs, so nobody comes too early.
 	runDir := t.TempDir()
 	l, err := unixsock.Listen(runDir, "sock", "unix")
 	assert.NilError(t, err)
 	f, err := l.File()
 	assert.NilError(t, err)
 	assert.NilError(t, l.Close())
-	assert.NilError(t, syscall.SetNonblock(int(f.Fd()), false))
-	cmd := exec.Command(binary, args...)
-	cmd.ExtraFiles = []*os.File{f}
+	control, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	assert.NilError(t, err)
+	t.Cleanup(func() { assert.NilError(t, unix.Close(control[0])) })
+	theirs := os.NewFile(uintptr(control[1]), "control")
+	cmd := shareserver.Command(dir, f, theirs)
+	cmd.SysProcAttr.Pdeathsig = 0 // the thread that starts it may end before the test does
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	assert.NilError(t, cmd.Start())
 	assert.NilError(t, f.Close())
+	assert.NilError(t, theirs.Close())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -158,7 +158,7 @@ func serveShare(t *testing.T, dir string) string {
 		_ = cmd.Process.Kill() // it may have ended
 		<-ended
 		if t.Failed() {
-			t.Logf("virtiofsd: %s", output.Bytes())
+			t.Logf("share server: %s", output.Bytes())
 		}
 	})
 	return filepath.Join(runDir, "sock")
