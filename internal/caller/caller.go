@@ -206,32 +206,39 @@ const (
 func Forget() {
 	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 0, 0, 0, 0)
 	for r := range resources {
-		var l unix.Rlimit
-		if unix.Getrlimit(r, &l) != nil {
-			continue
-		}
 		switch r {
 		case unix.RLIMIT_CORE:
 			_ = unix.Setrlimit(r, &unix.Rlimit{})
-			continue
 		case unix.RLIMIT_NICE, unix.RLIMIT_RTPRIO: // they give rights instead of taking them
-			continue
 		case unix.RLIMIT_STACK: // it is the size of each thread's stack as well
-			_ = unix.Setrlimit(r, &unix.Rlimit{Cur: min(usualStack, l.Max), Max: l.Max})
-			continue
-		}
-		most := uint64(unix.RLIM_INFINITY)
-		if r == unix.RLIMIT_NOFILE {
-			if n, err := readInt("/proc/sys/fs/nr_open", 10); err == nil {
-				most = uint64(n)
+			var l unix.Rlimit
+			if unix.Getrlimit(r, &l) == nil {
+				_ = unix.Setrlimit(r, &unix.Rlimit{Cur: min(usualStack, l.Max), Max: l.Max})
 			}
+		case unix.RLIMIT_NOFILE:
+			FreeFiles()
+		default:
+			raise(r, unix.RLIM_INFINITY)
 		}
-		if l.Cur >= most && l.Max >= most {
-			continue
-		}
-		if unix.Setrlimit(r, &unix.Rlimit{Cur: most, Max: most}) != nil {
-			_ = unix.Setrlimit(r, &unix.Rlimit{Cur: l.Max, Max: l.Max})
-		}
+	}
+}
+
+// FreeFiles raises this process's limit of open files as far as it may. Each mount of a container takes one for a
+// moment. Read comes before.
+func FreeFiles() {
+	if n, err := readInt("/proc/sys/fs/nr_open", 10); err == nil {
+		raise(unix.RLIMIT_NOFILE, uint64(n))
+	}
+}
+
+// raise raises a limit, or else the soft one to the hard one.
+func raise(resource int, most uint64) {
+	var l unix.Rlimit
+	if unix.Getrlimit(resource, &l) != nil || l.Cur >= most && l.Max >= most {
+		return
+	}
+	if unix.Setrlimit(resource, &unix.Rlimit{Cur: most, Max: most}) != nil {
+		_ = unix.Setrlimit(resource, &unix.Rlimit{Cur: l.Max, Max: l.Max})
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 
 	supervisorv1 "runv/api/supervisor/v1"
 	"runv/internal/bundle"
+	"runv/internal/caller"
 	"runv/internal/config"
 	"runv/internal/hook"
 	"runv/internal/hostcgroup"
@@ -176,6 +177,7 @@ func (a *app) create(ctx context.Context, id string, opts createOptions) (_ *cre
 	if err != nil {
 		return nil, err
 	}
+	caller.FreeFiles()
 	terminal := b.Spec.Process != nil && b.Spec.Process.Terminal
 	if err := opts.check(terminal); err != nil {
 		return nil, err

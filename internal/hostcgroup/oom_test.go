@@ -87,7 +87,7 @@ func TestTellOOM(t *testing.T) {
 			assert.NilError(t, g.Limit(r, 192<<20))
 			inside := startSharer(t, g)
 			adj := fmt.Sprintf("/proc/%d/oom_score_adj", inside.Process.Pid)
-			assert.NilError(t, os.WriteFile(adj, []byte("10"), 0))
+			assert.NilError(t, os.WriteFile(adj, []byte("968"), 0)) // as the kubelet says of a burstable pod
 			defer func() {
 				assert.Check(t, inside.Process.Kill())
 				_ = inside.Wait()
@@ -112,6 +112,9 @@ func TestTellOOM(t *testing.T) {
 			assert.NilError(t, inside.Process.Signal(unix.Signal(0)))
 			var sharer unix.Stat_t
 			assert.NilError(t, unix.Stat(fmt.Sprintf("/proc/%d/exe", inside.Process.Pid), &sharer), "it lives")
+			score, err := os.ReadFile(adj)
+			assert.NilError(t, err)
+			assert.Equal(t, strings.TrimSpace(string(score)), "968")
 		})
 	}
 	assert.NilError(t, group(false).TellOOM(), "without a cgroup")

@@ -19,6 +19,7 @@ import (
 // Networks are the guest's networks by their ids; network.Set has them, and says what the methods do.
 type Networks interface {
 	Open(id string) (*os.File, error)
+	Shared(id string) bool
 	Adopt(ctx context.Context, id string, netns *os.File) error
 	Release(id string)
 }
@@ -56,6 +57,9 @@ func (s *Set) find(ns *namespaces) error {
 		if err != nil {
 			return fmt.Errorf("linux.namespaces: %s: %w", r.kind, err)
 		}
+	}
+	if err := s.ownNetwork(ns); err != nil {
+		return fmt.Errorf("linux.namespaces: %s: %w", specs.NetworkNamespace, err)
 	}
 	if ns.own&unix.CLONE_NEWUSER != 0 && ns.joins()&unix.CLONE_NEWTIME != 0 {
 		// It would have to enter the one with the rights that it loses in the other.
@@ -113,6 +117,49 @@ func (s *Set) findNetwork(ns *namespaces, id string) error {
 	}
 	ns.from = append(ns.from, joined{file: file, flags: unix.CLONE_NEWNET})
 	return nil
+}
+
+// ownNetwork makes the network of a container that joins a user namespace belong to that, unless it does so already:
+// over that of another the container would have no rights, not even that to mount sysfs. A network that
+// others are in stays what it is.
+func (s *Set) ownNetwork(ns *namespaces) error {
+	i := slices.IndexFunc(ns.from, func(j joined) bool { return j.id == "" && j.flags == unix.CLONE_NEWNET })
+	u := slices.IndexFunc(ns.from, func(j joined) bool { return j.flags&unix.CLONE_NEWUSER != 0 })
+	if i < 0 || u < 0 || s.Networks.Shared(ns.network) {
+		return nil
+	}
+	same, err := s.owns(ns.from[u].id, ns.from[i].file)
+	if err != nil || same {
+		return err
+	}
+	file := ns.from[i].file
+	ns.from = slices.Delete(ns.from, i, i+1)
+	ns.own |= unix.CLONE_NEWNET
+	return file.Close()
+}
+
+// owns tells whether the user namespace of a container owns a namespace.
+func (s *Set) owns(id string, owned *os.File) (bool, error) {
+	c, err := s.Get(id)
+	if err != nil {
+		return false, err
+	}
+	c.mu.Lock()
+	pid := c.init.pid
+	c.mu.Unlock()
+	var theirs, owner unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/user", pid), &theirs); err != nil {
+		return false, fmt.Errorf("find user namespace of container %q: %w", id, err)
+	}
+	fd, err := unix.IoctlRetInt(int(owned.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		return false, fmt.Errorf("find owner of namespace: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Fstat(fd, &owner); err != nil {
+		return false, fmt.Errorf("find owner of namespace: %w", err)
+	}
+	return theirs.Dev == owner.Dev && theirs.Ino == owner.Ino, nil
 }
 
 // initPidfd returns a copy of the pidfd of init, which may have ended.

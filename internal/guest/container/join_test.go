@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 	is "gotest.tools/v3/assert/cmp"
 )
@@ -274,6 +275,7 @@ type networks struct {
 	netns   map[string]string // paths
 	opened  map[string]int
 	adopted map[string]string // what the namespace is, by id
+	files   []*os.File        // of those
 }
 
 func (n *networks) Open(id string) (*os.File, error) {
@@ -292,7 +294,18 @@ func (n *networks) Adopt(_ context.Context, id string, netns *os.File) error {
 	defer n.mu.Unlock()
 	link, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", netns.Fd()))
 	n.adopted[id] = link
+	if err != nil {
+		return err
+	}
+	fd, err := unix.FcntlInt(netns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	n.files = append(n.files, os.NewFile(uintptr(fd), link))
 	return err
+}
+
+func (n *networks) Shared(id string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.opened[id] > 1
 }
 
 func (n *networks) Release(id string) {
@@ -315,6 +328,11 @@ func TestNetworks(t *testing.T) {
 
 	set := &networks{netns: map[string]string{"n": "/proc/self/ns/net"}, opened: map[string]int{}, adopted: map[string]string{}}
 	w.set.Networks = set
+	defer func() {
+		for _, f := range set.files {
+			assert.Check(t, f.Close())
+		}
+	}()
 	_, err = w.create("a", in(w.spec("sleep", "1000"), "network:n"))
 	assert.NilError(t, err)
 	assert.NilError(t, w.start("a"))
@@ -339,6 +357,19 @@ func TestNetworks(t *testing.T) {
 	assert.NilError(t, w.start("u"))
 	assert.Equal(t, w.execOutput("u", "readlink /proc/self/ns/net"), set.adopted["n"]+"\n")
 	assert.Equal(t, set.opened["n"], 1)
+
+	// So must one that joins the user namespace of another, unless the network is that one's, or others are in it.
+	for id, c := range map[string]struct {
+		network string
+		adopted bool
+	}{"own": {"m", true}, "same": {"theirs", false}, "others": {"crowded", false}} {
+		set.netns["m"], set.netns["crowded"], set.opened["crowded"] = "/proc/self/ns/net", "/proc/self/ns/net", 1
+		set.netns["theirs"] = fmt.Sprintf("/proc/self/fd/%d", set.files[0].Fd())
+		_, err = w.create(id, in(joining(w.spec("sleep", "1000"), "u", specs.UserNamespace), "network:"+c.network))
+		assert.NilError(t, err, id)
+		assert.Equal(t, set.adopted[c.network] != "", c.adopted, id)
+		w.remove(id)
+	}
 	w.remove("u")
 	assert.Equal(t, set.opened["n"], 0)
 }

@@ -67,7 +67,7 @@ touch /tmp/file; stat -c '%u %g' /tmp/file; read x`)
 	spec.Process.User = specs.User{UID: 7, GID: 8, AdditionalGids: []uint32{5}}
 	adj, uid := 500, uint32(7)
 	spec.Process.OOMScoreAdj = &adj
-	spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 77, Hard: 88}}
+	spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 20, Hard: 20}}
 	assert.NilError(t, os.WriteFile(filepath.Join(w.rootfs, "etc/passwd"), []byte("root:x:0:0::/:/bin/sh\n"), 0o644))
 	assert.NilError(t, os.Chmod(filepath.Join(w.rootfs, "tmp"), 0o1777))
 	spec.Linux.Sysctl = map[string]string{"kernel.msgmax": "7777", "net.ipv4.ip_forward": "1"}
@@ -77,6 +77,9 @@ touch /tmp/file; stat -c '%u %g' /tmp/file; read x`)
 		specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev"}},
 		specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue"},
 	)
+	for i := range 30 { // more than the program may have files open
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: fmt.Sprint("/tmp/", i), Type: "bind", Source: w.rootfs, Options: []string{"bind"}})
+	}
 	r, err := w.create("a", spec)
 	assert.NilError(t, err)
 	assert.NilError(t, w.start("a"))
@@ -122,7 +125,7 @@ allow
 0 0
 CapEff:	0000000000000000
 500
-77
+20
 1:3:666:65534
 1:5:666:7
 7777

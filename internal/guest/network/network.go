@@ -97,6 +97,16 @@ func (s *Set) Open(id string) (*os.File, error) {
 	return netns, nil
 }
 
+// Shared tells whether more than one container is in a network: whether there are others for who has called Open.
+func (s *Set) Shared(id string) bool {
+	n, err := s.get(id)
+	if err != nil {
+		return false
+	}
+	_, users := n.state()
+	return users > 1
+}
+
 func duplicate(netns *os.File, id string) (*os.File, error) {
 	fd, err := unix.FcntlInt(netns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
