@@ -22,29 +22,37 @@ type process struct {
 // startProcess starts cmd and the goroutine that waits for it. The kernel ties a
 // parent death signal to the thread that forked, so that goroutine keeps its
 // thread to itself from the fork to the child's end; the thread then ends with it,
-// as what was set on it for the child's sake must not come back to other goroutines. launch is
-// hypervisor.Config's.
+// as what was set on it for the child's sake must not come back to other goroutines. It is not the process's first
+// thread, which does not end and is what others see of the process. launch is hypervisor.Config's.
 func startProcess(cmd *exec.Cmd, launch func(*exec.Cmd) error) (*process, error) {
 	if launch == nil {
 		launch = (*exec.Cmd).Start
 	}
 	p := &process{cmd: cmd, exited: make(chan struct{})}
 	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked
-		err := restrictThread()
-		if err == nil {
-			p.started = time.Now()
-			err = launch(cmd)
-		}
-		started <- err
-		if err != nil {
-			return
-		}
-		p.err = cmd.Wait()
-		close(p.exited)
-	}()
+	go p.run(launch, started)
 	return p, <-started
+}
+
+// run starts the process, tells how that went, and waits for its end.
+func (p *process) run(launch func(*exec.Cmd) error, started chan<- error) {
+	runtime.LockOSThread() // never unlocked
+	if unix.Gettid() == unix.Getpid() {
+		go p.run(launch, started) // elsewhere, or once more
+		runtime.UnlockOSThread()
+		return
+	}
+	err := restrictThread()
+	if err == nil {
+		p.started = time.Now()
+		err = launch(p.cmd)
+	}
+	started <- err
+	if err != nil {
+		return
+	}
+	p.err = p.cmd.Wait()
+	close(p.exited)
 }
 
 // restrictThread sets what the child inherits from the calling thread.
