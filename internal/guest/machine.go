@@ -87,12 +87,35 @@ func (m *machine) Configure(ctx context.Context, r *agentv1.ConfigureRequest) er
 			return err
 		}
 	}
+	if err := m.setParameters(r.KernelParameters); err != nil {
+		return err
+	}
 	if r.Hostname != "" {
 		if err := unix.Sethostname([]byte(r.Hostname)); err != nil {
 			return fmt.Errorf("set hostname: %w", err)
 		}
 	}
 	return m.mountShare(ctx, r.ShareTag)
+}
+
+// maxParameters bounds how many kernel parameters the host may tell.
+const maxParameters = 128
+
+func (m *machine) setParameters(values map[string]string) error {
+	if len(values) > maxParameters {
+		return fault.New(errdefs.ErrInvalidArgument, "set kernel parameters: %d are too many", len(values))
+	}
+	failed, err := boot.SetParameters(values)
+	if err != nil {
+		return fault.New(errdefs.ErrInvalidArgument, "set kernel parameters: %w", err)
+	}
+	if failed != nil {
+		m.log.Warn("set kernel parameters", "error", failed)
+	}
+	if err := boot.RaiseProcessLimits(); err != nil {
+		m.log.Warn("set kernel parameters", "error", err)
+	}
+	return nil
 }
 
 func (m *machine) mountShare(ctx context.Context, tag string) error {

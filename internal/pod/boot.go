@@ -30,6 +30,11 @@ import (
 // idle guest uses 45 MiB of it.
 const OverheadBytes = 128 << 20
 
+// overheadPart is the part of the limits that a VM gets beyond that: what its kernel keeps of each page, a 64th, and
+// what it does not give away before it kills. A container must come to its own limit first, or the kernel would choose among
+// all processes of the VM.
+const overheadPart = 32
+
 // guestCall bounds a call to the agent that runs no user code.
 const guestCall = 30 * time.Second
 
@@ -56,7 +61,8 @@ type size struct {
 // host has, whatever the limit.
 func sizeForLimit(limit int64) int64 {
 	const mib = 1 << 20
-	return (min(limit, hostMemory()) + OverheadBytes + mib - 1) / mib * mib
+	limit = min(limit, hostMemory())
+	return (limit + limit/overheadPart + OverheadBytes + mib - 1) / mib * mib
 }
 
 // hostMemory is how much the host has, in bytes.
@@ -158,6 +164,8 @@ func (p *Pod) configure(ctx context.Context, vm *factory.VM) error {
 		Entropy:      entropy,
 		TimeUnixNano: time.Now().UnixNano(),
 		ShareTag:     storage.Tag,
+
+		KernelParameters: readParameters("/proc"),
 	})
 	if err != nil {
 		return fmt.Errorf("configure guest: %w", err)

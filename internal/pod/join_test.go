@@ -164,11 +164,11 @@ func TestRoomForMore(t *testing.T) {
 	limit(resources(100<<20, 50_000))
 	_, err := w.create("a", 1)
 	assert.NilError(t, err)
-	size(1, 228)
+	size(1, 232)
 	limit(resources(200<<20, 50_000))
 	_, err = w.create("b", 2)
 	assert.NilError(t, err)
-	size(1, 428)
+	size(1, 438)
 	limits := w.cgroup.limits.Load()
 	assert.Equal(t, *limits.Memory.Limit, int64(300<<20))
 	assert.Equal(t, *limits.CPU.Quota, int64(100_000))
@@ -177,17 +177,17 @@ func TestRoomForMore(t *testing.T) {
 	limit(nil)
 	_, err = w.create("c", 3)
 	assert.NilError(t, err)
-	size(1, 812)
+	size(1, 822)
 	assert.Equal(t, *w.cgroup.limits.Load().Memory.Limit, int64(-1))
 	assert.Equal(t, *w.cgroup.limits.Load().CPU.Quota, int64(-1))
 	_, err = w.create("d", 4)
 	assert.NilError(t, err)
-	size(1, 812)
+	size(1, 822)
 
 	// An update counts the others, too.
 	res, err := w.pod.Update(t.Context(), "a", []byte(`{"memory":{"limit":209715200}}`))
 	assert.NilError(t, err)
-	assert.Equal(t, res.MemoryBytes, int64(912<<20))
+	assert.Equal(t, res.MemoryBytes, int64(925<<20))
 
 	// What goes away takes its limit along; the VM stays as it is.
 	for _, id := range []string{"c", "d"} {
@@ -197,7 +197,7 @@ func TestRoomForMore(t *testing.T) {
 		assert.Assert(t, time.Now().Before(deadline), "%d", *w.cgroup.limits.Load().Memory.Limit)
 		runtime.Gosched()
 	}
-	size(1, 912)
+	size(1, 925)
 }
 
 // Who asks for more than there can be is refused and leaves the others as they were.

@@ -62,9 +62,9 @@ func TestSizeForLimits(t *testing.T) {
 	}{
 		{"default", []string{`null`}, size{1, 512 * mib}},
 		{"defaults", []string{`null`, `{}`, `{"memory":{"limit":-1},"cpu":{"quota":-1}}`}, size{1, 512 * mib}},
-		{"memory", []string{`{"memory":{"limit":104857600}}`}, size{1, 228 * mib}},
-		{"memories", []string{`{"memory":{"limit":104857600}}`, `{"memory":{"limit":104857600}}`}, size{1, 328 * mib}},
-		{"memory and default", []string{`{"memory":{"limit":104857600}}`, `null`, `null`}, size{1, 612 * mib}},
+		{"memory", []string{`{"memory":{"limit":104857600}}`}, size{1, 232 * mib}},
+		{"memories", []string{`{"memory":{"limit":104857600}}`, `{"memory":{"limit":104857600}}`}, size{1, 335 * mib}},
+		{"memory and default", []string{`{"memory":{"limit":104857600}}`, `null`, `null`}, size{1, 616 * mib}},
 		{"halves of a CPU", []string{`{"cpu":{"quota":50000}}`, `{"cpu":{"quota":5000,"period":10000}}`}, size{1, 512 * mib}},
 		{"tenths of a CPU", []string{`{"cpu":{"quota":10000}}`, `{"cpu":{"quota":10000}}`, `{"cpu":{"quota":10000}}`}, size{1, 512 * mib}},
 		{"many CPUs of one", []string{`{"cpu":{"quota":10000000}}`}, size{100, 512 * mib}},

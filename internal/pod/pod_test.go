@@ -1029,13 +1029,13 @@ func TestUpdateGrowsTheVM(t *testing.T) {
 	res := update(`{"memory":{"limit":67108864},"cpu":{"quota":100000}}`)
 	assert.Equal(t, res.MemoryBytes, int64(512<<20), "there is enough")
 	res = update(`{"memory":{"limit":1073741824}}`)
-	assert.Equal(t, res.MemoryBytes, int64(1024+128)<<20)
+	assert.Equal(t, res.MemoryBytes, int64(1024+1024/32+128)<<20)
 	assert.Equal(t, res.VCPUs, 1)
 	assert.Equal(t, len(res.Warnings), 0, "%q", res.Warnings)
 	request := <-asked
-	assert.Equal(t, request.PluggedBytes, uint64(640<<20))
+	assert.Equal(t, request.PluggedBytes, uint64(672<<20))
 	assert.Equal(t, request.Cpus, uint32(1))
-	recorded(1, 1152<<20)
+	recorded(1, 1184<<20)
 
 	// More CPUs than the host has the VM does not get. A refusal by the guest does not undo growth.
 	most := runtime.NumCPU()
@@ -1046,20 +1046,20 @@ func TestUpdateGrowsTheVM(t *testing.T) {
 	assert.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	want := "cpu.quota: no"
 	if most > 1 {
-		want += fmt.Sprintf("; the limits are as they were, the VM has grown to %d vCPUs and 1152 MiB", most)
+		want += fmt.Sprintf("; the limits are as they were, the VM has grown to %d vCPUs and 1184 MiB", most)
 	}
 	assert.Error(t, err, want)
-	assert.Equal(t, w.cgroup.limited.Load(), int64(1152<<20))
+	assert.Equal(t, w.cgroup.limited.Load(), int64(1184<<20))
 	if most > 1 {
 		<-asked
 	}
-	recorded(most, 1152<<20)
+	recorded(most, 1184<<20)
 	w.agent.update = nil
 	res = update(`{"cpu":{"quota":1000000000}}`)
 	<-asked
 	assert.Equal(t, res.VCPUs, most)
 	assert.Equal(t, len(res.Warnings), 1)
-	assert.Assert(t, cmp.Contains(res.Warnings[0], fmt.Sprintf("the VM has %d vCPUs and 1152 MiB, not the 10000 vCPUs and 1152 MiB", most)))
+	assert.Assert(t, cmp.Contains(res.Warnings[0], fmt.Sprintf("the VM has %d vCPUs and 1184 MiB, not the 10000 vCPUs and 1184 MiB", most)))
 	assert.Equal(t, len(update(`{"cpu":{"quota":1000}}`).Warnings), 0)
 
 	// What the guest does not take into use is told, in its words made safe.

@@ -160,13 +160,17 @@ func (x *InfoResponse) GetBootMs() map[string]float64 {
 }
 
 type ConfigureRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Hostname      string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`                                // empty: keep
-	Entropy       []byte                 `protobuf:"bytes,2,opt,name=entropy,proto3" json:"entropy,omitempty"`                                  // at most 512 bytes, credited to the guest's pool
-	TimeUnixNano  int64                  `protobuf:"varint,3,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"` // 0: keep the clock
-	ShareTag      string                 `protobuf:"bytes,4,opt,name=share_tag,json=shareTag,proto3" json:"share_tag,omitempty"`                // virtiofs tag to mount as the pod's share; empty: none
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Hostname     string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`                                // empty: keep
+	Entropy      []byte                 `protobuf:"bytes,2,opt,name=entropy,proto3" json:"entropy,omitempty"`                                  // at most 512 bytes, credited to the guest's pool
+	TimeUnixNano int64                  `protobuf:"varint,3,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"` // 0: keep the clock
+	ShareTag     string                 `protobuf:"bytes,4,opt,name=share_tag,json=shareTag,proto3" json:"share_tag,omitempty"`                // virtiofs tag to mount as the pod's share; empty: none
+	// Kernel parameters as the host has them, by names such as "fs.file-max", at most 128. The guest knows
+	// which it takes over and how: most only where they allow more than its own. INVALID_ARGUMENT for
+	// others and for values out of bounds; what the guest's kernel does not have or take is no error.
+	KernelParameters map[string]string `protobuf:"bytes,5,rep,name=kernel_parameters,json=kernelParameters,proto3" json:"kernel_parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ConfigureRequest) Reset() {
@@ -225,6 +229,13 @@ func (x *ConfigureRequest) GetShareTag() string {
 		return x.ShareTag
 	}
 	return ""
+}
+
+func (x *ConfigureRequest) GetKernelParameters() map[string]string {
+	if x != nil {
+		return x.KernelParameters
+	}
+	return nil
 }
 
 type ConfigureResponse struct {
@@ -3462,12 +3473,16 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\aboot_ms\x18\x06 \x03(\v2'.runv.agent.v1.InfoResponse.BootMsEntryR\x06bootMs\x1a9\n" +
 	"\vBootMsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\x8b\x01\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xb4\x02\n" +
 	"\x10ConfigureRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x18\n" +
 	"\aentropy\x18\x02 \x01(\fR\aentropy\x12$\n" +
 	"\x0etime_unix_nano\x18\x03 \x01(\x03R\ftimeUnixNano\x12\x1b\n" +
-	"\tshare_tag\x18\x04 \x01(\tR\bshareTag\"\x13\n" +
+	"\tshare_tag\x18\x04 \x01(\tR\bshareTag\x12b\n" +
+	"\x11kernel_parameters\x18\x05 \x03(\v25.runv.agent.v1.ConfigureRequest.KernelParametersEntryR\x10kernelParameters\x1aC\n" +
+	"\x15KernelParametersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x13\n" +
 	"\x11ConfigureResponse\"H\n" +
 	"\rOnlineRequest\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12#\n" +
@@ -3750,7 +3765,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: runv.agent.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: runv.agent.v1.InfoResponse
@@ -3807,76 +3822,78 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Neighbour)(nil),             // 52: runv.agent.v1.Neighbour
 	(*Rule)(nil),                  // 53: runv.agent.v1.Rule
 	nil,                           // 54: runv.agent.v1.InfoResponse.BootMsEntry
-	nil,                           // 55: runv.agent.v1.UpdateResponse.InEffectEntry
-	nil,                           // 56: runv.agent.v1.StatsResponse.MemoryStatEntry
-	nil,                           // 57: runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
+	nil,                           // 55: runv.agent.v1.ConfigureRequest.KernelParametersEntry
+	nil,                           // 56: runv.agent.v1.UpdateResponse.InEffectEntry
+	nil,                           // 57: runv.agent.v1.StatsResponse.MemoryStatEntry
+	nil,                           // 58: runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	54, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
-	10, // 1: runv.agent.v1.Event.exit:type_name -> runv.agent.v1.Exit
-	11, // 2: runv.agent.v1.Event.drained:type_name -> runv.agent.v1.Drained
-	12, // 3: runv.agent.v1.Event.oom:type_name -> runv.agent.v1.OOM
-	15, // 4: runv.agent.v1.CreateRequest.stdio:type_name -> runv.agent.v1.Stdio
-	19, // 5: runv.agent.v1.CreateRequest.seccomp:type_name -> runv.agent.v1.Seccomp
-	17, // 6: runv.agent.v1.CreateRequest.inherited:type_name -> runv.agent.v1.Inherited
-	18, // 7: runv.agent.v1.Inherited.rlimits:type_name -> runv.agent.v1.Rlimit
-	55, // 8: runv.agent.v1.UpdateResponse.in_effect:type_name -> runv.agent.v1.UpdateResponse.InEffectEntry
-	56, // 9: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
-	34, // 10: runv.agent.v1.ProcessesResponse.processes:type_name -> runv.agent.v1.Process
-	15, // 11: runv.agent.v1.ExecRequest.stdio:type_name -> runv.agent.v1.Stdio
-	17, // 12: runv.agent.v1.ExecRequest.inherited:type_name -> runv.agent.v1.Inherited
-	48, // 13: runv.agent.v1.ApplyNetworkRequest.interfaces:type_name -> runv.agent.v1.Interface
-	50, // 14: runv.agent.v1.ApplyNetworkRequest.routes:type_name -> runv.agent.v1.Route
-	52, // 15: runv.agent.v1.ApplyNetworkRequest.neighbours:type_name -> runv.agent.v1.Neighbour
-	53, // 16: runv.agent.v1.ApplyNetworkRequest.rules:type_name -> runv.agent.v1.Rule
-	57, // 17: runv.agent.v1.ApplyNetworkRequest.sysctls:type_name -> runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
-	49, // 18: runv.agent.v1.Interface.addresses:type_name -> runv.agent.v1.Address
-	51, // 19: runv.agent.v1.Route.next_hops:type_name -> runv.agent.v1.NextHop
-	0,  // 20: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
-	2,  // 21: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
-	4,  // 22: runv.agent.v1.Guest.Online:input_type -> runv.agent.v1.OnlineRequest
-	6,  // 23: runv.agent.v1.Guest.Signalled:input_type -> runv.agent.v1.SignalledRequest
-	8,  // 24: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
-	13, // 25: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
-	16, // 26: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
-	21, // 27: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
-	23, // 28: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
-	25, // 29: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
-	27, // 30: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
-	29, // 31: runv.agent.v1.Containers.Update:input_type -> runv.agent.v1.UpdateRequest
-	31, // 32: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
-	33, // 33: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
-	36, // 34: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
-	38, // 35: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
-	40, // 36: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
-	42, // 37: runv.agent.v1.Networks.Apply:input_type -> runv.agent.v1.ApplyNetworkRequest
-	44, // 38: runv.agent.v1.Networks.Remove:input_type -> runv.agent.v1.RemoveNetworkRequest
-	46, // 39: runv.agent.v1.Networks.Resolve:input_type -> runv.agent.v1.ResolveRequest
-	1,  // 40: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
-	3,  // 41: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
-	5,  // 42: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
-	7,  // 43: runv.agent.v1.Guest.Signalled:output_type -> runv.agent.v1.SignalledResponse
-	9,  // 44: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
-	14, // 45: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
-	20, // 46: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
-	22, // 47: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
-	24, // 48: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
-	26, // 49: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
-	28, // 50: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
-	30, // 51: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
-	32, // 52: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
-	35, // 53: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
-	37, // 54: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
-	39, // 55: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
-	41, // 56: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
-	43, // 57: runv.agent.v1.Networks.Apply:output_type -> runv.agent.v1.ApplyNetworkResponse
-	45, // 58: runv.agent.v1.Networks.Remove:output_type -> runv.agent.v1.RemoveNetworkResponse
-	47, // 59: runv.agent.v1.Networks.Resolve:output_type -> runv.agent.v1.ResolveResponse
-	40, // [40:60] is the sub-list for method output_type
-	20, // [20:40] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	55, // 1: runv.agent.v1.ConfigureRequest.kernel_parameters:type_name -> runv.agent.v1.ConfigureRequest.KernelParametersEntry
+	10, // 2: runv.agent.v1.Event.exit:type_name -> runv.agent.v1.Exit
+	11, // 3: runv.agent.v1.Event.drained:type_name -> runv.agent.v1.Drained
+	12, // 4: runv.agent.v1.Event.oom:type_name -> runv.agent.v1.OOM
+	15, // 5: runv.agent.v1.CreateRequest.stdio:type_name -> runv.agent.v1.Stdio
+	19, // 6: runv.agent.v1.CreateRequest.seccomp:type_name -> runv.agent.v1.Seccomp
+	17, // 7: runv.agent.v1.CreateRequest.inherited:type_name -> runv.agent.v1.Inherited
+	18, // 8: runv.agent.v1.Inherited.rlimits:type_name -> runv.agent.v1.Rlimit
+	56, // 9: runv.agent.v1.UpdateResponse.in_effect:type_name -> runv.agent.v1.UpdateResponse.InEffectEntry
+	57, // 10: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
+	34, // 11: runv.agent.v1.ProcessesResponse.processes:type_name -> runv.agent.v1.Process
+	15, // 12: runv.agent.v1.ExecRequest.stdio:type_name -> runv.agent.v1.Stdio
+	17, // 13: runv.agent.v1.ExecRequest.inherited:type_name -> runv.agent.v1.Inherited
+	48, // 14: runv.agent.v1.ApplyNetworkRequest.interfaces:type_name -> runv.agent.v1.Interface
+	50, // 15: runv.agent.v1.ApplyNetworkRequest.routes:type_name -> runv.agent.v1.Route
+	52, // 16: runv.agent.v1.ApplyNetworkRequest.neighbours:type_name -> runv.agent.v1.Neighbour
+	53, // 17: runv.agent.v1.ApplyNetworkRequest.rules:type_name -> runv.agent.v1.Rule
+	58, // 18: runv.agent.v1.ApplyNetworkRequest.sysctls:type_name -> runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
+	49, // 19: runv.agent.v1.Interface.addresses:type_name -> runv.agent.v1.Address
+	51, // 20: runv.agent.v1.Route.next_hops:type_name -> runv.agent.v1.NextHop
+	0,  // 21: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
+	2,  // 22: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
+	4,  // 23: runv.agent.v1.Guest.Online:input_type -> runv.agent.v1.OnlineRequest
+	6,  // 24: runv.agent.v1.Guest.Signalled:input_type -> runv.agent.v1.SignalledRequest
+	8,  // 25: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
+	13, // 26: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
+	16, // 27: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
+	21, // 28: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
+	23, // 29: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
+	25, // 30: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
+	27, // 31: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
+	29, // 32: runv.agent.v1.Containers.Update:input_type -> runv.agent.v1.UpdateRequest
+	31, // 33: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
+	33, // 34: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
+	36, // 35: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
+	38, // 36: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
+	40, // 37: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
+	42, // 38: runv.agent.v1.Networks.Apply:input_type -> runv.agent.v1.ApplyNetworkRequest
+	44, // 39: runv.agent.v1.Networks.Remove:input_type -> runv.agent.v1.RemoveNetworkRequest
+	46, // 40: runv.agent.v1.Networks.Resolve:input_type -> runv.agent.v1.ResolveRequest
+	1,  // 41: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
+	3,  // 42: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
+	5,  // 43: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
+	7,  // 44: runv.agent.v1.Guest.Signalled:output_type -> runv.agent.v1.SignalledResponse
+	9,  // 45: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
+	14, // 46: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
+	20, // 47: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
+	22, // 48: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
+	24, // 49: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
+	26, // 50: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
+	28, // 51: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
+	30, // 52: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
+	32, // 53: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
+	35, // 54: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
+	37, // 55: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
+	39, // 56: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
+	41, // 57: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
+	43, // 58: runv.agent.v1.Networks.Apply:output_type -> runv.agent.v1.ApplyNetworkResponse
+	45, // 59: runv.agent.v1.Networks.Remove:output_type -> runv.agent.v1.RemoveNetworkResponse
+	47, // 60: runv.agent.v1.Networks.Resolve:output_type -> runv.agent.v1.ResolveResponse
+	41, // [41:61] is the sub-list for method output_type
+	21, // [21:41] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -3896,7 +3913,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   58,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

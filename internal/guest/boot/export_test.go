@@ -32,3 +32,18 @@ func LoadDemand(list, name, fails string) (loaded []string, err error) {
 	})
 	return loaded, err
 }
+
+// SetParametersIn and SetLaterParametersIn are for files in other places.
+var (
+	SetParametersIn      = setParameters
+	SetLaterParametersIn = setLaterParameters
+)
+
+// Parameters is the table.
+var Parameters = parameters
+
+// Check tells why a value is not believed.
+func (p parameter) Check(value string) error { return p.check(value) }
+
+// Merge is what a parameter becomes.
+func (p parameter) Merge(own, host string) (string, error) { return p.merge(own, host) }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,15 +19,17 @@ import (
 const openFiles = 1 << 16
 
 // RaiseLimits lets the agent serve many processes, and a container have many mounts: until it is in place
-// each counts as a mount namespace, of which the kernel allows fewer the less memory there is.
+// each counts as a mount namespace, of which the kernel allows fewer the less memory there is. Numbers of processes
+// go as far as they can: the host's limit may be one for each pid namespace.
 func RaiseLimits() error {
 	err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: openFiles, Max: 1 << 20})
 	if err != nil {
 		return fmt.Errorf("raise limit of open files: %w", err)
 	}
-	err = os.WriteFile("/proc/sys/user/max_mnt_namespaces", []byte("1000000"), 0)
-	if err != nil {
-		return fmt.Errorf("raise limit of mount namespaces: %w", err)
+	for file, value := range map[string]int{"user/max_mnt_namespaces": 1_000_000, "kernel/pid_max": maxPID} {
+		if err := os.WriteFile(filepath.Join(parametersDir, file), strconv.AppendInt(nil, int64(value), 10), 0); err != nil {
+			return fmt.Errorf("raise limit: %w", err)
+		}
 	}
 	return nil
 }

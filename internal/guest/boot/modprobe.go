@@ -34,7 +34,10 @@ func Modprobe(name string) error {
 	if err != nil {
 		return err
 	}
-	return d.load(name, demandModule.load)
+	if err := d.load(name, demandModule.load); err != nil {
+		return err
+	}
+	return setLaterParameters(parametersDir, laterParameters)
 }
 
 // demand is what can be loaded.

@@ -181,8 +181,9 @@ func (s *Set) refill(ctx context.Context, n *network, from, to *os.File) error {
 	if kind, err := unix.IoctlRetInt(int(to.Fd()), unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
 		return fault.New(errdefs.ErrInvalidArgument, "not a network namespace")
 	}
-	if err := inside(to, func() error { return setUp("lo") }); err != nil {
-		return fmt.Errorf("set lo up: %w", err)
+	limits := firstLimits()
+	if err := inside(to, func() error { return errors.Join(setUp("lo"), setLimits(limits)) }); err != nil {
+		return fmt.Errorf("prepare network namespace: %w", err)
 	}
 	if err := s.evict(from, n.last.devices); err != nil {
 		return err
@@ -288,6 +289,7 @@ func (n *network) state() (*os.File, int) {
 // newNamespace makes a network namespace, whose lo is up.
 func newNamespace() (*os.File, error) {
 	var file *os.File
+	limits := firstLimits()
 	err := onThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
@@ -296,9 +298,9 @@ func newNamespace() (*os.File, error) {
 		if file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
 			return fault.Cause(err)
 		}
-		if err := setUp("lo"); err != nil {
+		if err := errors.Join(setUp("lo"), setLimits(limits)); err != nil {
 			file.Close()
-			return fmt.Errorf("set lo up: %w", err)
+			return fmt.Errorf("prepare network namespace: %w", err)
 		}
 		return nil
 	})

@@ -94,3 +94,32 @@ func writeSysctl(key, value string) (old string, known bool, err error) {
 	}
 	return old, known, fault.Cause(os.WriteFile(path, []byte(value), 0))
 }
+
+// memoryLimits are parameters that the kernel derives from the memory of the machine for each new network namespace. The agent has
+// set those of its own namespace, the first one, to what the host has.
+var memoryLimits = []string{"net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_max_tw_buckets"}
+
+// firstLimits reads memoryLimits of the calling thread's network namespace. What the kernel does not have is left out.
+func firstLimits() map[string]string {
+	limits := make(map[string]string)
+	for _, key := range memoryLimits {
+		path, err := sysctlPath(key)
+		if err != nil {
+			continue
+		}
+		if data, err := os.ReadFile(path); err == nil {
+			limits[key] = strings.TrimSpace(string(data))
+		}
+	}
+	return limits
+}
+
+// setLimits gives the calling thread's network namespace what firstLimits has returned.
+func setLimits(limits map[string]string) error {
+	for key, value := range limits {
+		if _, _, err := writeSysctl(key, value); err != nil {
+			return fmt.Errorf("set %s to %s: %w", key, value, err)
+		}
+	}
+	return nil
+}
