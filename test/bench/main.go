@@ -73,6 +73,12 @@ func bench(n, size int) (err error) {
 	if err := benchNetwork(t, runv, runc, n); err != nil {
 		return err
 	}
+	if err := benchFiles(t, runv, runc, dir, n); err != nil {
+		return err
+	}
+	if err := edit(runv.bundle, "sleep", "100000"); err != nil {
+		return err
+	}
 	if err := benchIdle(t, runv, n); err != nil {
 		return err
 	}
