@@ -89,6 +89,9 @@ func cloneTree(path string, opts treeOptions) (_ tree, err error) {
 	if opts.mustBeDir && !t.dir {
 		return tree{}, unix.ENOTDIR
 	}
+	if err := checkAccessControl(source); err != nil {
+		return tree{}, err
+	}
 	if err := makeMountPoints(source, opts.points); err != nil {
 		return tree{}, err
 	}
@@ -131,6 +134,35 @@ func cloneTree(path string, opts treeOptions) (_ tree, err error) {
 		}
 	}
 	return t, nil
+}
+
+// checkAccessControl refuses a file system whose access control lists the guest's kernel does not know. The guest decides who
+// may open what, so it must not decide by less than the host would. It does know modes and POSIX ACLs.
+func checkAccessControl(source int) error {
+	names := make([]byte, 64<<10)
+	n, err := unix.Listxattr(fmt.Sprintf("/proc/self/fd/%d", source), names)
+	if err != nil {
+		return nil //nolint:nilerr // a file system without extended attributes has no lists either
+	}
+	if kind := foreignLists(names[:n]); kind != "" {
+		return fmt.Errorf("its files have %s access control lists, which the guest cannot enforce: %w", kind, errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
+// foreignLists names the kind of access control lists that are in a list of extended attributes, other than POSIX's.
+func foreignLists(names []byte) string {
+	for name := range strings.SplitSeq(string(names), "\x00") {
+		switch name {
+		case "system.nfs4_acl", "system.nfs4_dacl": // nfs4_acl(5)
+			return "NFSv4"
+		case "system.richacl":
+			return "rich"
+		case "system.cifs_acl", "system.cifs_ntsd", "system.smb3_acl", "system.ntfs_acl": // mount.cifs(8), ntfs-3g(8)
+			return "Windows"
+		}
+	}
+	return ""
 }
 
 // makeMountPoints makes mount points in a root file system that is about to become
