@@ -95,8 +95,8 @@ type IDMap struct {
 
 // Load reads and validates the bundle in dir, which may be relative to the
 // working directory. Its root file system and the sources of its bind mounts
-// must exist. Errors: *FieldError for what config.json says,
-// errdefs.ErrNotFound without a config.json, errdefs.ErrInvalidArgument for
+// must exist. Mounts of the host's control groups have become mounts of the guest's.
+// Errors: *FieldError for what config.json says, errdefs.ErrNotFound without a config.json, errdefs.ErrInvalidArgument for
 // one that is no JSON or too large.
 func Load(dir string) (*Bundle, error) {
 	dir, err := filepath.Abs(dir)
@@ -112,6 +112,9 @@ func Load(dir string) (*Bundle, error) {
 		return nil, err
 	}
 	if err := b.checkFiles(); err != nil {
+		return nil, err
+	}
+	if err := b.adaptCgroups(groupSourceOf); err != nil {
 		return nil, err
 	}
 	return b, nil

@@ -51,6 +51,9 @@ func (b *Bundle) GuestSpec(root string, bindSource map[int]string, namespaces ma
 		ns := &linux.Namespaces[i]
 		ns.Path = namespaces[ns.Type]
 	}
+	if b.writesCgroups() {
+		linux.Namespaces = append(linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
 	if p := linux.Personality; p != nil {
 		linux.Personality = &specs.LinuxPersonality{Domain: p.Domain}
 	}

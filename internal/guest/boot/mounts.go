@@ -38,7 +38,8 @@ var fileSystems = []fileSystem{
 	{"/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666"},
 	{"/dev/shm", "tmpfs", noDev, "mode=1777"},
 	{"/dev/mqueue", "mqueue", noExec, ""},
-	{"/sys/fs/cgroup", "cgroup2", noExec, ""},
+	// A container that may write to its group can make others below it, and not change its own limits.
+	{"/sys/fs/cgroup", "cgroup2", noExec, "nsdelegate"},
 }
 
 // Mount mounts the machine's own file systems. What is mounted already is left alone.

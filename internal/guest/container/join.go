@@ -61,9 +61,13 @@ func (s *Set) find(ns *namespaces) error {
 	if err := s.ownNetwork(ns); err != nil {
 		return fmt.Errorf("linux.namespaces: %s: %w", specs.NetworkNamespace, err)
 	}
-	if ns.own&unix.CLONE_NEWUSER != 0 && ns.joins()&unix.CLONE_NEWTIME != 0 {
+	if kind := ns.joins() & enteredAlone; ns.own&unix.CLONE_NEWUSER != 0 && kind != 0 {
 		// It would have to enter the one with the rights that it loses in the other.
-		return fault.New(errdefs.ErrNotImplemented, "linux.namespaces: a time namespace cannot be joined with a new user namespace")
+		name := specs.TimeNamespace
+		if kind&unix.CLONE_NEWTIME == 0 {
+			name = specs.CgroupNamespace
+		}
+		return fault.New(errdefs.ErrNotImplemented, "linux.namespaces: a %s namespace cannot be joined with a new user namespace", name)
 	}
 	return nil
 }
@@ -206,7 +210,7 @@ func (ns *namespaces) joinsUser() bool { return ns.joins()&unix.CLONE_NEWUSER !=
 // children are born there. The thread must not be used for anything else.
 func (ns *namespaces) enter() error {
 	for _, j := range ns.from {
-		flags := j.flags &^ singleThreaded
+		flags := j.flags &^ enteredAlone
 		if flags == 0 {
 			continue
 		}
@@ -223,7 +227,7 @@ func (ns *namespaces) enter() error {
 
 // inJoined calls f on a thread that is where init is to be born.
 func (ns *namespaces) inJoined(f func() error) error {
-	if ns.joins()&^singleThreaded == 0 {
+	if ns.joins()&^enteredAlone == 0 {
 		return f()
 	}
 	done := make(chan error)

@@ -72,7 +72,9 @@ func (w *world) remove(id string) {
 
 // Each kind of namespace alone, all of them, and from a container that was not started.
 func TestJoin(t *testing.T) {
+	program := buildInit(t) // before there is a reaper, which would take the compiler's status
 	w := newWorld(t)
+	w.set.Exe = program
 	_, err := w.create("a", w.spec("sleep", "1000"))
 	assert.NilError(t, err)
 	own := []specs.LinuxNamespaceType{specs.TimeNamespace, specs.UserNamespace}
@@ -239,10 +241,13 @@ func TestJoinUserNamespace(t *testing.T) {
 	spec = w.spec("true")
 	w.inUserNS(spec)
 	assert.Assert(t, strings.Contains(w.output("c", joining(spec, "a", specs.IPCNamespace)), ""))
-	spec = w.spec("true")
-	w.inUserNS(spec)
-	_, err = w.create("d", joining(spec, "a", specs.TimeNamespace))
-	assert.ErrorIs(t, err, errdefs.ErrNotImplemented)
+	for _, kind := range []specs.LinuxNamespaceType{specs.TimeNamespace, specs.CgroupNamespace} {
+		spec = w.spec("true")
+		w.inUserNS(spec)
+		_, err = w.create("d", joining(spec, "a", kind))
+		assert.ErrorIs(t, err, errdefs.ErrNotImplemented)
+		assert.ErrorContains(t, err, string(kind))
+	}
 	spec = joining(w.spec("true"), "a", specs.UserNamespace)
 	spec.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}}
 	spec.Linux.GIDMappings = spec.Linux.UIDMappings

@@ -84,8 +84,18 @@ func translateNamespaces(l *specs.Linux) (ns namespaces, err error) {
 
 func (ns *namespaces) user() bool { return ns.flags&unix.CLONE_NEWUSER != 0 }
 
+// seesGuestCgroups tells of a container whose mount of control groups is the guest's. In a user namespace only the owner
+// of a cgroup namespace may mount its groups; outside any cgroup namespace a mount would set the options of all others anew.
+func (ns *namespaces) seesGuestCgroups() bool {
+	return ns.flags&unix.CLONE_NEWCGROUP == 0 || ns.user() && ns.own&unix.CLONE_NEWCGROUP == 0
+}
+
 // singleThreaded are the namespaces that a process can enter only as long as it has one thread.
 const singleThreaded = unix.CLONE_NEWUSER | unix.CLONE_NEWTIME
+
+// enteredAlone are those namespaces of others that an init enters itself. From within a cgroup namespace
+// nobody can be born in a group that is not below its root.
+const enteredAlone = singleThreaded | unix.CLONE_NEWCGROUP
 
 // madeFlags are those of the namespaces that init is born in. The root of a cgroup
 // namespace is the group that the process is in, so it can be made only after the clone has put the

@@ -259,11 +259,11 @@ func (p *process) forkInit(cfg *stage.Config, attr *syscall.SysProcAttr) (pid in
 	return pid, fork()
 }
 
-// enterAlone makes the stage of an init enter those namespaces of others that it must enter as long as
-// it has one thread, and make its own in a user namespace. Once it is there it may enter no others.
+// enterAlone makes the stage of an init enter those namespaces of others that its parent does not enter for it,
+// and make its own in a user namespace. Once it is there it may enter no others.
 func (p *process) enterAlone() error {
 	ns := &p.c.namespaces
-	for _, kind := range []int{unix.CLONE_NEWTIME, unix.CLONE_NEWUSER} {
+	for _, kind := range []int{unix.CLONE_NEWCGROUP, unix.CLONE_NEWTIME, unix.CLONE_NEWUSER} {
 		for _, j := range ns.from {
 			if j.flags&kind != 0 {
 				if err := p.ctl.Enter(j.file, kind); err != nil {

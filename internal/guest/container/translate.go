@@ -202,8 +202,7 @@ func translateContainer(s *specs.Spec, ns *namespaces) (*stage.Container, error)
 		c.Sysctl = append(c.Sysctl, stage.Sysctl{Name: name, Value: s.Linux.Sysctl[name]})
 	}
 	for _, m := range s.Mounts {
-		// Only the owner of a cgroup namespace may mount its groups; others see the guest's.
-		if ns.user() && ns.own&unix.CLONE_NEWCGROUP == 0 && strings.HasPrefix(m.Type, "cgroup") {
+		if strings.HasPrefix(m.Type, "cgroup") && ns.seesGuestCgroups() {
 			m.Type, m.Source = "bind", guestCgroups
 		}
 		c.Mounts = append(c.Mounts, translateMount(m))
