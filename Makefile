@@ -14,7 +14,7 @@ GO_BUILD = go build -trimpath -buildvcs=false -ldflags
 RUN_PACKAGES = qemu-system-x86 qemu-system-common qemu-system-data
 DEMO_PACKAGES = $(RUN_PACKAGES) busybox-static
 ENGINE_PACKAGES = docker.io docker-compose podman netavark aardvark-dns catatonit iptables
-TEST_PACKAGES = $(DEMO_PACKAGES) $(ENGINE_PACKAGES) runc protobuf-compiler python3-seccomp iproute2 procps passt
+TEST_PACKAGES = $(DEMO_PACKAGES) $(ENGINE_PACKAGES) runc protobuf-compiler python3-seccomp iproute2 procps passt debootstrap
 BENCH_PACKAGES = iperf3
 
 # Tools of the developers, each in a directory that names its version.

@@ -1,5 +1,15 @@
 package engines
 
+// useSystemd waits until systemd runs in the container of that name, uses it, and stops it.
+const useSystemd = `
+docker exec systemd sh -c 'until s=$(systemctl is-system-running --wait 2>/dev/null); [ "$s" = running ] || [ "$s" = degraded ]; do sleep 0.5; done; echo $s; systemctl --failed --no-legend'
+docker exec systemd systemctl is-active dbus.service systemd-journald.service systemd-logind.service
+docker exec systemd sh -c 'systemd-run --quiet --wait --pipe grep -o "/system.slice/run-.*" /proc/self/cgroup | sed "s/run-u[0-9]*/run/" | sort -u'
+docker stop -t 100 systemd
+field systemd '{{.State.Status}} {{.State.ExitCode}}'
+docker rm systemd
+`
+
 // checks are all that the engines are asked to do, in the order of the documents. Names of containers are
 // unique in an engine. What a check leaves is removed by its own last lines.
 var checks = []check{
@@ -398,6 +408,33 @@ podman play kube kube.yaml | grep -ciE 'pod|container'
 podman run --rm --pod kube busybox sh -c 'until timeout 20 wget -q -O - http://127.0.0.1/hostname; do sleep 0.2; done'
 podman play kube --down kube.yaml | grep -ciE 'pods'
 podman pod rm -f -t 0 kube 2>/dev/null
+`,
+	},
+	{
+		name: "systemd", short: "docker", only: "docker", image: true, limit: systemdTimeout,
+		about: "Debian's systemd as PID 1, by the usual recipe for a host with cgroup v1: it gets to `running`, makes groups for its services, and stops by itself",
+		script: `
+docker run -d --name systemd --tmpfs /run --tmpfs /run/lock -v /sys/fs/cgroup:/sys/fs/cgroup:ro --stop-signal SIGRTMIN+3 systemd
+` + useSystemd,
+	},
+	{
+		name: "podman-systemd", short: "podman", only: "podman", image: true, limit: systemdTimeout,
+		about: "Debian's systemd as PID 1, for which Podman has a mode: it gets to `running`, makes groups for its services, and stops by itself",
+		script: `
+podman run -d --name systemd systemd
+` + useSystemd,
+	},
+	{
+		name: "systemd-privileged", harms: true, image: true, limit: systemdTimeout,
+		about: "systemd with --privileged gets to `running`, and stops by itself. Only runv gets this: with runc it changes the host's sysctls and cgroups",
+		script: `
+quiet docker run -d --name privileged --privileged --stop-signal SIGRTMIN+3 systemd
+says running docker exec privileged sh -c 'until s=$(systemctl is-system-running --wait 2>/dev/null); [ "$s" = running ] || [ "$s" = degraded ]; do sleep 0.5; done; echo $s; systemctl --failed --no-legend'
+quiet docker exec privileged ls /proc/sys/fs/binfmt_misc/status
+quiet docker exec privileged systemd-run --quiet --wait --pipe grep -q /system.slice/run- /proc/self/cgroup
+quiet docker stop -t 100 privileged
+is exited privileged '{{.State.Status}}'
+quiet docker rm privileged
 `,
 	},
 	{

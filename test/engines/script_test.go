@@ -1,12 +1,14 @@
 package engines
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"gotest.tools/v3/assert"
 
@@ -17,11 +19,14 @@ import (
 // A check is a script of shell commands, which both runtimes get.
 type check struct {
 	name   string
-	about  string // what it covers, for the document
-	only   string // docker or podman; both if empty
-	short  string // the engines with which it is part of make test
-	alone  bool   // not beside other checks, for it disturbs them
-	script string // one command a line; for Podman "docker" is read as "podman"
+	about  string        // what it covers, for the document
+	only   string        // docker or podman; both if empty
+	short  string        // the engines with which it is part of make test
+	alone  bool          // not beside other checks, for it disturbs them
+	harms  bool          // runc would change the host by it, so only runv gets it: each line has to succeed and to say nothing
+	limit  time.Duration // of a line; harness.Timeout if 0
+	image  bool          // it needs the image systemd
+	script string        // one command a line; for Podman "docker" is read as "podman"
 }
 
 // lib are the functions that scripts have beside the engine's commands.
@@ -73,13 +78,13 @@ func (e *engine) run(t testing.TB, c check) compare.Sections {
 	}
 	var seen compare.Sections
 	for i, line := range c.lines(e.name) {
-		name := fmt.Sprintf("%d: %s", i+1, line)
+		name := section(i, line)
 		if f := e.builtin[line]; f != nil {
 			assert.NilError(t, f(), "%s", line)
 			seen.Add(name)
 			continue
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), harness.Timeout)
+		ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(c.limit, harness.Timeout))
 		cmd := e.command(ctx, "sh", "-c", prelude+line)
 		cmd.Dir = dir
 		r := harness.Finish(cmd)
@@ -101,6 +106,18 @@ func (e *engine) run(t testing.TB, c check) compare.Sections {
 		if testing.Verbose() {
 			t.Logf("%s/%s %s (%.1f s)\n%s", e.name, e.runtime, name, r.Took.Seconds(), strings.Join(seen[len(seen)-1].Lines, "\n"))
 		}
+	}
+	return seen
+}
+
+// section is the name of what is seen of a line.
+func section(i int, line string) string { return fmt.Sprintf("%d: %s", i+1, line) }
+
+// silence is what a check sees whose lines all succeed and say nothing.
+func (c check) silence(engine string) compare.Sections {
+	var seen compare.Sections
+	for i, line := range c.lines(engine) {
+		seen.Add(section(i, line))
 	}
 	return seen
 }
