@@ -411,8 +411,8 @@ func (c *checker) seccomp(profile *specs.LinuxSeccomp) (err error) {
 func (c *checker) paths(field string, paths []string) error {
 	for i, p := range paths {
 		at := fmt.Sprintf("%s[%d]", field, i)
-		if !path.IsAbs(p) {
-			return c.invalid(at, "%s is not an absolute path", quote(p))
+		if p == "" { // a relative one starts at the root
+			return c.invalid(at, "must not be empty")
 		}
 		if err := c.text(at, p); err != nil {
 			return err
@@ -472,8 +472,8 @@ func (c *checker) devices(devices []specs.LinuxDevice) error {
 	for i, d := range devices {
 		at := fmt.Sprintf("linux.devices[%d]", i)
 		switch {
-		case !path.IsAbs(d.Path):
-			return c.invalid(at+".path", "%s is not an absolute path", quote(d.Path))
+		case d.Path == "": // a relative one starts at the root
+			return c.invalid(at+".path", "must not be empty")
 		case !slices.Contains([]string{"b", "c", "u", "p"}, d.Type):
 			return c.invalid(at+".type", "%s is not one of b, c, u, p", quote(d.Type))
 		case d.Type != "p" && (d.Major < 0 || d.Major >= 1<<12):

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -165,6 +166,10 @@ func subCgroup(values []string) (string, error) {
 	case len(values) > 1 || strings.Contains(values[0], ":"):
 		return "", rpcerror.New(errdefs.ErrNotImplemented,
 			fmt.Sprintf("--cgroup=%s: the guest has cgroup v2: one path without controllers is possible", strings.Join(values, " --cgroup=")))
+	}
+	// As runc since 1.2, which looks at where the path leads and not only at where it ends.
+	if !filepath.IsLocal(filepath.Join(".", strings.TrimLeft(values[0], "/"))) {
+		return "", rpcerror.New(errdefs.ErrInvalidArgument, fmt.Sprintf("--cgroup=%s: bad sub cgroup path: it leads out of the container's", values[0]))
 	}
 	return values[0], nil
 }

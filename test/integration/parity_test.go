@@ -25,39 +25,43 @@ import (
 // one that is here and has gone.
 var acceptedCLI = map[string]map[string]string{
 	"TestCommandLineParity": {
-		"exec box nosuch":                  "127, the status that callers make of the text; runc's is 255 for all",
-		"exec box /nosuch":                 "127, as above",
-		"exec box /plain":                  "126, for a program that is there and cannot be executed",
-		"exec box /tmp":                    `126; "is a directory", as runc says since 1.2`,
-		"exec --apparmor x box true":       "the flag is refused by name, with the same status",
-		"exec --process-label x box true":  "the flag is refused by name, with the same status",
-		"exec --cwd rel box true":          "the text names the field, with the same status",
-		"exec --user x box true":           "the text names the flag, with the same status",
-		"exec --cap CAP_FLY box true":      "the warning names the field",
-		"exec --preserve-fds 1 box true":   "open files cannot be passed into a VM",
-		"exec --cgroup nosuch box true":    "the text names no path of the guest, with the same status",
-		"exec box":                         "the same in other words",
-		"exec -d -t box true":              `says "runv"`,
-		"exec --console-socket x box true": `says "runv"`,
-		"kill box 99":                      "the number is judged before anybody is asked, with the same status",
-		"kill box SIGRTMIN+3":              "runc knows no names of real-time signals; a number does it there",
-		"list --format xx":                 "the text names the flag, with the same status",
-		"list --format json":               "annotations dev.runv.*",
-		"state box":                        "annotations dev.runv.*, the owner",
-		"events --interval 0s --stats box": "the text names the flag, with the same status",
-		"pause box again":                  "tells the state, too",
-		"ps box":                           "pids of the guest",
-		"spec --rootless":                  "runv needs root",
-		"checkpoint box":                   "refused by name",
-		"restore box":                      "refused by name",
-		"--log-format xx list":             "the text names the flag, with the same status",
-		"--rootless true list -q":          "runv needs root",
-		"nosuchcommand":                    "status 1, for all usage errors; runc's is 3 for this one",
-		"run":                              "one line instead of the help, with the same status",
-		"run a b":                          "one line instead of the help, with the same status",
-		"--nosuchflag":                     "one line instead of the help, with the same status",
-		"create a/b":                       "the text says what is wrong, with the same status",
-		"run with an empty id":             "the text says what is wrong, with the same status",
+		"exec box nosuch":                     "127, the status that callers make of the text; runc's is 255 for all",
+		"exec box /nosuch":                    "127, as above",
+		"exec box /plain":                     "126, for a program that is there and cannot be executed",
+		"exec box /tmp":                       `126; "is a directory", as runc says since 1.2`,
+		"exec --apparmor x box true":          "the flag is refused by name, with the same status",
+		"exec --process-label x box true":     "the flag is refused by name, with the same status",
+		"exec --cwd rel box true":             "the text names the field, with the same status",
+		"exec --user x box true":              "the text names the flag, with the same status",
+		"exec --cap CAP_FLY box true":         "the warning names the field",
+		"exec --preserve-fds 1 box true":      "open files cannot be passed into a VM",
+		"exec --cgroup nosuch box true":       "the text names no path of the guest, with the same status",
+		"exec --cgroup .. box true":           "the text names the flag, with the same status",
+		"exec --cgroup /.. box true":          "as above",
+		"exec --cgroup nosuch/../.. box true": "as above",
+		"exec --cgroup ../box/box box true":   "as above",
+		"exec box":                            "the same in other words",
+		"exec -d -t box true":                 `says "runv"`,
+		"exec --console-socket x box true":    `says "runv"`,
+		"kill box 99":                         "the number is judged before anybody is asked, with the same status",
+		"kill box SIGRTMIN+3":                 "runc knows no names of real-time signals; a number does it there",
+		"list --format xx":                    "the text names the flag, with the same status",
+		"list --format json":                  "annotations dev.runv.*",
+		"state box":                           "annotations dev.runv.*, the owner",
+		"events --interval 0s --stats box":    "the text names the flag, with the same status",
+		"pause box again":                     "tells the state, too",
+		"ps box":                              "pids of the guest",
+		"spec --rootless":                     "runv needs root",
+		"checkpoint box":                      "refused by name",
+		"restore box":                         "refused by name",
+		"--log-format xx list":                "the text names the flag, with the same status",
+		"--rootless true list -q":             "runv needs root",
+		"nosuchcommand":                       "status 1, for all usage errors; runc's is 3 for this one",
+		"run":                                 "one line instead of the help, with the same status",
+		"run a b":                             "one line instead of the help, with the same status",
+		"--nosuchflag":                        "one line instead of the help, with the same status",
+		"create a/b":                          "the text says what is wrong, with the same status",
+		"run with an empty id":                "the text says what is wrong, with the same status",
 	},
 	"TestRefusedRunsParity": {
 		"run with unknown capability":      "the warning names the field",
@@ -227,6 +231,11 @@ func TestCommandLineParity(t *testing.T) {
 		exec --process-label x box true
 		exec --cgroup nosuch box true
 		exec --cgroup / box true
+		exec --cgroup nosuch/.. box true
+		exec --cgroup .. box true
+		exec --cgroup /.. box true
+		exec --cgroup nosuch/../.. box true
+		exec --cgroup ../box/box box true
 		exec --cap CAP_FLY box true
 		exec --cap CAP_SYS_ADMIN --cap CAP_NET_RAW box grep Cap /proc/self/status
 		exec --no-new-privs box grep NoNewPrivs /proc/self/status

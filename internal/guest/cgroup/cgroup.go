@@ -17,7 +17,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"runv/internal/guest/fault"
 )
 
 // Hierarchy is the directory that has a group for each container.
@@ -127,14 +130,18 @@ func (g *Group) FDOf(pid int) (*os.File, error) {
 	return os.OpenFile(dir, unix.O_DIRECTORY|unix.O_PATH, 0)
 }
 
-// Sub opens the directory of an existing group below this one, or of this one for "/".
-// The caller closes it.
+// Sub opens the directory of an existing group below this one, or of this one for "/". A path that leads out of it
+// is refused, wherever it ends: errdefs.ErrInvalidArgument. The caller closes it.
 func (g *Group) Sub(path string) (*os.File, error) {
+	local := filepath.Join(".", strings.TrimLeft(path, "/"))
+	if !filepath.IsLocal(local) {
+		return nil, fault.New(errdefs.ErrInvalidArgument, "bad sub cgroup path: %s", path)
+	}
 	how := unix.OpenHow{
 		Flags:   unix.O_DIRECTORY | unix.O_PATH | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
 	}
-	fd, err := unix.Openat2(g.FD(), filepath.Join(".", filepath.Clean("/"+path)), &how)
+	fd, err := unix.Openat2(g.FD(), local, &how)
 	if err != nil {
 		return nil, err
 	}

@@ -185,8 +185,8 @@ func translateContainer(s *specs.Spec, ns *namespaces) (*stage.Container, error)
 		Domainname:    s.Domainname,
 		NewCgroupNS:   ns.own&unix.CLONE_NEWCGROUP != 0,
 		NewNetNS:      ns.own&unix.CLONE_NEWNET != 0,
-		MaskedPaths:   s.Linux.MaskedPaths,
-		ReadonlyPaths: s.Linux.ReadonlyPaths,
+		MaskedPaths:   fromRoot(s.Linux.MaskedPaths),
+		ReadonlyPaths: fromRoot(s.Linux.ReadonlyPaths),
 	}
 	if ns.flags&unix.CLONE_NEWUTS == 0 && (s.Hostname != "" || s.Domainname != "") {
 		return nil, invalid("hostname: needs a uts namespace")
@@ -258,6 +258,15 @@ func translateMount(m specs.Mount) stage.Mount {
 	return t
 }
 
+// fromRoot makes paths start at the container's root, where runc takes relative ones from.
+func fromRoot(paths []string) []string {
+	absolute := make([]string, 0, len(paths))
+	for _, path := range paths {
+		absolute = append(absolute, filepath.Join("/", path))
+	}
+	return absolute
+}
+
 var deviceTypes = map[string]uint32{
 	"b": unix.S_IFBLK,
 	"c": unix.S_IFCHR,
@@ -270,7 +279,7 @@ func translateDevice(d specs.LinuxDevice) (stage.Device, error) {
 	if !ok {
 		return stage.Device{}, invalid("linux.devices: unknown type %q of %s", d.Type, d.Path)
 	}
-	dev := stage.Device{Path: d.Path, Mode: kind | 0o666, Major: uint32(d.Major), Minor: uint32(d.Minor)}
+	dev := stage.Device{Path: filepath.Join("/", d.Path), Mode: kind | 0o666, Major: uint32(d.Major), Minor: uint32(d.Minor)}
 	if d.FileMode != nil {
 		dev.Mode = kind | uint32(*d.FileMode&os.ModePerm)
 	}
