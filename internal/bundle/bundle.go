@@ -44,6 +44,9 @@ type Bundle struct {
 	// Warnings tell, each in a line, what was ignored or will be otherwise than
 	// under a runtime without a VM.
 	Warnings []string
+	// Made are the paths of MountPoints that the host has made for this container: GuestSpec says so to the guest, for
+	// which they are there.
+	Made []string
 
 	seccomp *seccomp.Filter
 }

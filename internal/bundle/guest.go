@@ -42,6 +42,7 @@ func (b *Bundle) GuestSpec(root string, bindSource map[int]string, namespaces ma
 			m.Options = append(m.Options, "bind")
 		}
 	}
+	b.fillMade(spec.Mounts)
 	process := guestProcess(spec.Process)
 	spec.Process = process
 	linux := *b.Spec.Linux
@@ -67,6 +68,22 @@ func (b *Bundle) GuestSpec(root string, bindSource map[int]string, namespaces ma
 		return nil, fmt.Errorf("translate bundle: %w", err)
 	}
 	return data, nil
+}
+
+// fillMade gives a tmpfs without a mode, on a mount point that was made for it, the mode that it has where nobody says another.
+// The guest would take that of the mount point, as it does with one that was there.
+func (b *Bundle) fillMade(mounts []specs.Mount) {
+	made := make(map[string]bool, len(b.Made))
+	for _, path := range b.Made {
+		made[path] = true
+	}
+	for i := range mounts {
+		at := path.Join("/", mounts[i].Destination)
+		if made[at] && mounts[i].Type == "tmpfs" {
+			mounts[i].Options = append([]string{"mode=1777"}, mounts[i].Options...)
+		}
+		delete(made, at) // the next one finds a mount there
+	}
 }
 
 // guestHooks are those that run in the container; nil: none.

@@ -255,6 +255,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 	if net != nil {
 		namespaces[specs.NetworkNamespace] = "network:" + net.id
 	}
+	b.Made = mapping.Made
 	spec, err := b.GuestSpec(mapping.Root, mapping.Binds, namespaces)
 	if err != nil {
 		return 0, err

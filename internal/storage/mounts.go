@@ -21,6 +21,8 @@ type tree struct {
 	fd  int
 	dir bool
 	key volumeKey // of its source
+
+	made []string // paths of the mount points that were missing
 }
 
 func (t tree) close() { _ = unix.Close(t.fd) }
@@ -92,7 +94,7 @@ func cloneTree(path string, opts treeOptions) (_ tree, err error) {
 	if err := checkAccessControl(source); err != nil {
 		return tree{}, err
 	}
-	if err := makeMountPoints(source, opts.points); err != nil {
+	if t.made, err = makeMountPoints(source, opts.points); err != nil {
 		return tree{}, err
 	}
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
@@ -167,39 +169,44 @@ func foreignLists(names []byte) string {
 
 // makeMountPoints makes mount points in a root file system that is about to become
 // read-only. Its content is hostile: its links are resolved inside of it, and
-// what exists, whatever it is, is left alone.
-func makeMountPoints(root int, points []MountPoint) error {
+// what exists, whatever it is, is left alone. It returns the paths of those that were missing.
+func makeMountPoints(root int, points []MountPoint) (made []string, err error) {
 	if len(points) == 0 {
-		return nil
+		return nil, nil
 	}
 	fd, err := unix.FcntlInt(uintptr(root), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	dir := os.NewFile(uintptr(fd), "rootfs")
 	defer dir.Close()
 	for _, p := range points {
-		if err := makeMountPoint(dir, p); err != nil {
-			return fmt.Errorf("make mount point %s in it: %w", p.Path, err)
+		missing, err := makeMountPoint(dir, p)
+		if err != nil {
+			return nil, fmt.Errorf("make mount point %s in it: %w", p.Path, err)
+		}
+		if missing {
+			made = append(made, p.Path)
 		}
 	}
-	return nil
+	return made, nil
 }
 
-func makeMountPoint(root *os.File, p MountPoint) error {
+// makeMountPoint makes a mount point and tells whether it was missing.
+func makeMountPoint(root *os.File, p MountPoint) (missing bool, err error) {
 	found, err := pathrs.OpenatInRoot(root, p.Path)
 	if err == nil {
-		return found.Close()
+		return false, found.Close()
 	}
 	if !errors.Is(err, unix.ENOENT) {
-		return err
+		return false, err
 	}
 	// Links may lead to what is missing. Whoever changes them meanwhile gets an error, or something
 	// else in the root.
 	base := fmt.Sprintf("/proc/self/fd/%d", root.Fd())
 	point, err := securejoin.SecureJoin(base, p.Path)
 	if err != nil {
-		return err
+		return false, err
 	}
 	point = "/" + strings.TrimPrefix(strings.TrimPrefix(point, base), "/")
 	parent := point
@@ -208,17 +215,17 @@ func makeMountPoint(root *os.File, p MountPoint) error {
 	}
 	made, err := pathrs.MkdirAllHandle(root, parent, 0o755)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer made.Close()
 	if !p.File {
-		return nil
+		return true, nil
 	}
 	err = unix.Mknodat(int(made.Fd()), path.Base(point), unix.S_IFREG|0o644, 0)
 	if errors.Is(err, unix.EEXIST) { // by somebody else, just now
-		return nil
+		return false, nil
 	}
-	return err
+	return err == nil, err
 }
 
 // attach mounts the tree on the path below dir and uses it up.

@@ -41,7 +41,7 @@ func TestMountPointsStayInside(t *testing.T) {
 				assert.NilError(t, os.MkdirAll(filepath.Dir(path), 0o755))
 				assert.NilError(t, os.Symlink(target, path))
 			}
-			_, err := s.Add(t.Context(), "c", storage.Root{Path: root, ReadOnly: true, MountPoints: []storage.MountPoint{tc.point}}, nil)
+			m, err := s.Add(t.Context(), "c", storage.Root{Path: root, ReadOnly: true, MountPoints: []storage.MountPoint{tc.point}}, nil)
 			if tc.err != "" {
 				assert.ErrorContains(t, err, "make mount point "+tc.point.Path)
 				assert.ErrorContains(t, err, tc.err)
@@ -49,6 +49,11 @@ func TestMountPointsStayInside(t *testing.T) {
 			}
 			assert.NilError(t, err)
 			assert.NilError(t, s.Remove("c"))
+			if tc.made != "" {
+				assert.DeepEqual(t, m.Made, []string{tc.point.Path})
+			} else {
+				assert.Equal(t, len(m.Made), 0)
+			}
 			if tc.made != "" {
 				fi, err := os.Lstat(filepath.Join(root, tc.made))
 				assert.NilError(t, err)

@@ -82,6 +82,8 @@ type Bind struct {
 type Mapping struct {
 	Root  string
 	Binds map[int]string
+	// Made are those of Root.MountPoints, by path, that were missing and are there now.
+	Made []string
 }
 
 // Share is a directory that a VM sees. Methods may be called concurrently,
@@ -276,6 +278,7 @@ func (s *Share) add(ctx context.Context, id string, root Root, binds map[int]Bin
 	}
 	t, err := s.open(ctx, root.Path, opts)
 	if err == nil {
+		m.Made = t.made
 		err = s.attach(&c.added, path.Join(id, "rootfs"), root.Path, t)
 	}
 	if err != nil {

@@ -117,3 +117,40 @@ cat /run/x/resolv.conf /etc/abs; find /etc /run ! -type l | sort; ls -d ` + outs
 	// Linux 6.1 says so of a tmpfs, Debian's kernels with 64 bits do.
 	assert.Equal(t, strings.ReplaceAll(results[1], ",inode64", ""), results[0])
 }
+
+// TestReadOnlyRootParity looks at what a container finds on mount points that were missing from its read-only root, and at
+// paths that are not absolute.
+func TestReadOnlyRootParity(t *testing.T) {
+	e := harness.New(t)
+	theirs, ours := runtimes(t, e)
+	tmpfs := func(destination string, options ...string) specs.Mount {
+		return specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: destination, Options: options}
+	}
+	const script = `stat -c "%n %a %u:%g" /new /owned /strict /there /parent /parent/below /twice
+touch /new/file && ls -l /new/file | cut -c1-10; grep -e " /new" -e " /twice" -e " /strict" /proc/mounts | sed "s/,inode64//; s/,mode=755//"
+stat -c "%n %F %t:%T" /dev/relative /dev/outside; ls /masked | wc -l; touch /tmp/file`
+	var saw [2]harness.Result
+	for i, rt := range []commandLine{theirs, ours} {
+		bundle := e.Bundle([]string{"sh", "-c", script}, func(s *specs.Spec) {
+			s.Root.Readonly = true
+			s.Process.User = specs.User{UID: 1000, GID: 1000}
+			s.Mounts = append(s.Mounts, tmpfs("/new"), tmpfs("/owned", "uid=5", "gid=6"), tmpfs("/strict", "mode=700"),
+				tmpfs("/there"), tmpfs("/parent/below"), tmpfs("/parent"), tmpfs("/twice", "mode=755"), tmpfs("/twice"))
+			mode := os.FileMode(0o666)
+			for _, path := range []string{"dev/relative", "../../dev/outside"} {
+				s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{Path: path, Type: "c", Major: 1, Minor: 5, FileMode: &mode})
+			}
+			s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "masked")
+			s.Linux.ReadonlyPaths = append(s.Linux.ReadonlyPaths, "tmp")
+		})
+		for name, mode := range map[string]os.FileMode{"there": 0o750, "masked/secret": 0o755} {
+			path := filepath.Join(bundle, "rootfs", name)
+			assert.NilError(t, os.MkdirAll(path, mode))
+		}
+		saw[i] = harness.Finish(rt.command("run", "--bundle", bundle, "box"))
+	}
+	assert.Equal(t, saw[1].Stdout, saw[0].Stdout, saw[1].Stderr)
+	assert.Assert(t, cmp.Contains(saw[1].Stdout, "/new 1777 0:0\n"), saw[1].Stderr)
+	assert.Equal(t, saw[1].Code, saw[0].Code)
+	t.Logf("both: %s", saw[0].Stdout)
+}
