@@ -100,6 +100,8 @@ func TestDefaultSpecIsLikeRunc(t *testing.T) {
 	assert.NilError(t, json.Unmarshal(encode(t, bundle.DefaultSpec()), ours))
 
 	theirs.Version, theirs.Hostname = ours.Version, ours.Hostname
+	ambient := theirs.Process.Capabilities.Ambient // before runc 1.2, though none of it can be
+	theirs.Process.Capabilities.Ambient = nil
 	// runc has the cgroup namespace only where the host has cgroup v2; a guest always has.
 	notCgroup := cmpopts.IgnoreSliceElements(func(ns specs.LinuxNamespace) bool { return ns.Type == specs.CgroupNamespace })
 	if diff := cmp.Diff(theirs, ours, notCgroup); diff != "" {
@@ -107,7 +109,19 @@ func TestDefaultSpecIsLikeRunc(t *testing.T) {
 	}
 	b, err := bundle.Parse(data, dir)
 	assert.NilError(t, err)
-	assert.Equal(t, len(b.Warnings), 0, "%v", b.Warnings)
+	assert.Equal(t, len(b.Warnings), len(ambient), "%v", b.Warnings)
+}
+
+func TestAmbientCapabilities(t *testing.T) {
+	data := with(t, "process.capabilities", `{"bounding":["CAP_KILL","CAP_CHOWN"],"permitted":["CAP_KILL","CAP_CHOWN"],
+		"inheritable":["CAP_CHOWN","CAP_SYS_ADMIN"],"ambient":["CAP_SYS_ADMIN","CAP_KILL","CAP_CHOWN","CAP_KILL","CAP_FLY"]}`)
+	b, err := bundle.Parse([]byte(data), "/bundle")
+	assert.NilError(t, err)
+	assert.DeepEqual(t, b.Warnings, []string{
+		`process.capabilities: unknown: ignored: "CAP_FLY"`,
+		"can't raise ambient capability CAP_SYS_ADMIN: operation not permitted",
+		"can't raise ambient capability CAP_KILL: operation not permitted",
+	})
 }
 
 // Whatever Docker writes as "not set" must not be refused.
@@ -554,6 +568,23 @@ func TestGuestSpec(t *testing.T) {
 		}
 	}
 	assert.DeepEqual(t, got, want)
+}
+
+func TestGuestSpecTellsOfMadeMountPoints(t *testing.T) {
+	data := []byte(with(t, "mounts", `[{"destination":"/proc","type":"proc"},{"destination":"/new","type":"tmpfs","options":["mode=700"]},
+		{"destination":"/new/","type":"tmpfs"},{"destination":"there","type":"tmpfs"},{"destination":"also","type":"tmpfs"}]`))
+	b, err := bundle.Parse(data, "/bundle")
+	assert.NilError(t, err)
+	b.Made = []string{"/proc", "/new", "/also"}
+	out, err := b.GuestSpec("/g", nil, nil)
+	assert.NilError(t, err)
+	var got specs.Spec
+	assert.NilError(t, json.Unmarshal(out, &got))
+	var options [][]string
+	for _, m := range got.Mounts {
+		options = append(options, m.Options)
+	}
+	assert.DeepEqual(t, options, [][]string{nil, {"mode=1777", "mode=700"}, nil, nil, {"mode=1777"}})
 }
 
 func TestGuestNamespaces(t *testing.T) {

@@ -261,7 +261,8 @@ func (c *checker) rlimits(limits []specs.POSIXRlimit, at string) error {
 	return nil
 }
 
-// capabilities warns of unknown names, which are left out, as under runc.
+// capabilities warns, as runc does, of unknown names, which are left out, and of ambient capabilities that the kernel lets
+// nobody have.
 func (c *checker) capabilities(caps *specs.LinuxCapabilities) {
 	if caps == nil {
 		return
@@ -280,6 +281,14 @@ func (c *checker) capabilities(caps *specs.LinuxCapabilities) {
 	}
 	if len(names) > 0 {
 		c.warn("process.capabilities: unknown: ignored: %s", strings.Join(names, ", "))
+	}
+	var told []string
+	for _, name := range caps.Ambient {
+		raisable := slices.Contains(caps.Inheritable, name) && slices.Contains(caps.Permitted, name)
+		if knownCap(name) && !raisable && !slices.Contains(told, name) {
+			told = append(told, name)
+			c.warn("can't raise ambient capability %s: operation not permitted", name) // runc's text
+		}
 	}
 }
 

@@ -3,7 +3,7 @@ package bundle
 import "github.com/opencontainers/runtime-spec/specs-go"
 
 // DefaultSpec is what `runv spec` writes: a shell in an isolated container with
-// a read-only root, as `runc spec` has it on a host with cgroup v2, which a
+// a read-only root, as `runc spec` has it since 1.2 on a host with cgroup v2, which a
 // guest always is.
 func DefaultSpec() *specs.Spec {
 	caps := func() []string { return []string{"CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"} }
@@ -20,7 +20,7 @@ func DefaultSpec() *specs.Spec {
 			Cwd:             "/",
 			NoNewPrivileges: true,
 			Capabilities: &specs.LinuxCapabilities{
-				Bounding: caps(), Effective: caps(), Permitted: caps(), Ambient: caps(),
+				Bounding: caps(), Effective: caps(), Permitted: caps(),
 			},
 			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1024, Soft: 1024}},
 		},
