@@ -62,7 +62,7 @@ func TestStartTellsTheGuestWhatThereIs(t *testing.T) {
 	assert.DeepEqual(t, got.Routes, []*agentv1.Route{
 		{
 			Family: unix.AF_INET, Destination: bytesOf("10.2.0.0"), PrefixLength: 16, Source: bytesOf("10.1.0.2"), Table: 100,
-			Scope: unix.RT_SCOPE_LINK, Type: unix.RTN_UNICAST, Protocol: unix.RTPROT_BOOT, Mtu: 1300, NextHops: hops("eth0", "", 0),
+			Scope: unix.RT_SCOPE_LINK, Type: unix.RTN_UNICAST, Protocol: unix.RTPROT_BOOT, Metrics: map[uint32]uint32{unix.RTAX_MTU: 1300}, NextHops: hops("eth0", "", 0),
 		},
 		{
 			Family: unix.AF_INET, Destination: bytesOf("10.3.0.0"), PrefixLength: 16, Table: unix.RT_TABLE_MAIN,

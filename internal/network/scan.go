@@ -86,7 +86,7 @@ func dump[T any](ask func() ([]T, error)) ([]T, error) {
 type snapshot struct {
 	links      []netlink.Link
 	addresses  []netlink.Addr
-	routes     []netlink.Route
+	routes     []route
 	neighbours []netlink.Neigh
 	rules      [][]byte // messages of the kernel, without the header that all have
 	sysctls    map[string]string
@@ -106,10 +106,7 @@ func (k *kernel) scan() (*snapshot, error) {
 		}},
 		{"routes", func() error {
 			for _, family := range families {
-				routes, err := dump(func() ([]netlink.Route, error) {
-					// Of no table in particular, which is the library's word for all.
-					return k.RouteListFiltered(family, &netlink.Route{}, netlink.RT_FILTER_TABLE)
-				})
+				routes, err := dump(func() ([]route, error) { return k.routes(family) })
 				if err != nil {
 					return err
 				}
@@ -292,8 +289,10 @@ func (q *requester) addresses(a *netlink.LinkAttrs, keep func(netlink.Addr) bool
 			length, _ := addr.Peer.Mask.Size()
 			m.Peer, m.PrefixLength = addr.Peer.IP, uint32(length)
 		}
-		if q.routeWasRemoved(a, m) {
+		if r, removed := q.routeOf(a, m); removed {
 			m.Flags |= unix.IFA_F_NOPREFIXROUTE
+		} else if r != nil && !(len(addr.IP) == net.IPv6len && r.priority == defaultPrefixMetric6) {
+			m.Metric = r.priority
 		}
 		if len(addr.IP) == net.IPv4len {
 			m.Broadcast = addr.Broadcast
@@ -308,108 +307,31 @@ func (q *requester) addresses(a *netlink.LinkAttrs, keep func(netlink.Addr) bool
 	return bounded(q, "addresses of "+a.Name, maxAddresses, append(v4, v6...))
 }
 
-// routeWasRemoved tells whether somebody has taken away the route that the kernel made for an address. Some CNI plugins
-// do, to have all packets go through a gateway.
-func (q *requester) routeWasRemoved(a *netlink.LinkAttrs, m *agentv1.Address) bool {
+// defaultPrefixMetric6 is the metric of the routes that the kernel makes for addresses of IPv6.
+const defaultPrefixMetric6 = 256
+
+// routeOf returns the route that the kernel has made for an address, nil if there is none, and tells whether
+// somebody has taken it away. Some CNI plugins do, to have all packets go through a gateway.
+func (q *requester) routeOf(a *netlink.LinkAttrs, m *agentv1.Address) (_ *route, removed bool) {
 	const ready = unix.IFF_UP | unix.IFF_RUNNING // else the kernel has made none, or is about to
 	if a.RawFlags&(ready|unix.IFF_LOOPBACK) != ready || int(m.PrefixLength) == 8*len(m.Ip) {
-		return false
+		return nil, false
 	}
 	to := net.IP(m.Ip)
 	if m.Peer != nil {
 		to = m.Peer
 	}
-	mask := net.CIDRMask(int(m.PrefixLength), 8*len(to))
-	to = to.Mask(mask)
-	return !slices.ContainsFunc(q.routes, func(r netlink.Route) bool {
-		return r.Protocol == unix.RTPROT_KERNEL && r.LinkIndex == a.Index && r.Type == unix.RTN_UNICAST &&
-			r.Dst != nil && r.Dst.IP.Equal(to) && bytes.Equal(r.Dst.Mask, mask)
-	})
+	to = to.Mask(net.CIDRMask(int(m.PrefixLength), 8*len(to)))
+	for i := range q.routes {
+		if r := &q.routes[i]; r.is(a.Index, to, int(m.PrefixLength)) {
+			return r, false
+		}
+	}
+	return nil, true
 }
 
 func ownOfLoopback(a netlink.Addr) bool {
 	return a.Peer != nil || !a.IP.Equal(net.IPv6loopback) && !a.IP.Equal(net.IPv4(127, 0, 0, 1))
-}
-
-// allRoutes returns those that need no other first.
-func (q *requester) allRoutes() []*agentv1.Route {
-	var direct, through []*agentv1.Route
-	for _, r := range q.routes {
-		m, why := q.route(r)
-		switch {
-		case why != "":
-			q.problem("route %s: %s", destination(r), why)
-		case m == nil:
-		case slices.ContainsFunc(m.NextHops, func(h *agentv1.NextHop) bool { return len(h.Gateway) > 0 }):
-			through = append(through, m)
-		default:
-			direct = append(direct, m)
-		}
-	}
-	return append(direct, through...)
-}
-
-func destination(r netlink.Route) string {
-	if r.Dst == nil {
-		return "default"
-	}
-	return r.Dst.String()
-}
-
-// route returns nil for one that is not mirrored, and why, if that is worth a word.
-func (q *requester) route(r netlink.Route) (m *agentv1.Route, why string) {
-	switch {
-	case r.Protocol == unix.RTPROT_KERNEL, r.Protocol == unix.RTPROT_REDIRECT:
-		return nil, ""
-	case r.Family == netlink.FAMILY_V6 && r.Type == unix.RTN_MULTICAST:
-		return nil, "" // the kernel's own, whatever its protocol says
-	case r.Encap != nil, r.NewDst != nil, r.MPLSDst != nil:
-		return nil, "routes that change packets are not mirrored"
-	}
-	m = &agentv1.Route{
-		Family: uint32(r.Family), Source: r.Src, Table: uint32(r.Table), Priority: uint32(r.Priority), Scope: uint32(r.Scope),
-		Type: uint32(r.Type), Protocol: uint32(r.Protocol), Tos: uint32(r.Tos),
-		Mtu: uint32(r.MTU), Advmss: uint32(r.AdvMSS), Window: uint32(r.Window),
-	}
-	if r.Dst != nil {
-		length, _ := r.Dst.Mask.Size()
-		if length > 0 || !r.Dst.IP.IsUnspecified() {
-			m.Destination, m.PrefixLength = r.Dst.IP, uint32(length)
-		}
-	}
-	switch r.Type {
-	case unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT, unix.RTN_THROW:
-		return m, ""
-	}
-	hops := r.MultiPath
-	if len(hops) == 0 {
-		hops = []*netlink.NexthopInfo{{LinkIndex: r.LinkIndex, Gw: r.Gw, Via: r.Via, Flags: r.Flags}}
-	}
-	for _, h := range hops {
-		hop, ok := q.nextHop(h)
-		if ok {
-			m.NextHops = append(m.NextHops, hop)
-		}
-	}
-	if len(m.NextHops) == 0 {
-		return nil, "it needs an interface that the guest does not have"
-	}
-	if len(m.NextHops) > maxHops {
-		m.NextHops = m.NextHops[:maxHops]
-	}
-	return m, ""
-}
-
-func (q *requester) nextHop(h *netlink.NexthopInfo) (*agentv1.NextHop, bool) {
-	name, ok := q.names[h.LinkIndex]
-	if !ok || h.Encap != nil || h.NewDst != nil {
-		return nil, false
-	}
-	m := &agentv1.NextHop{Gateway: h.Gw, Interface: name, Flags: uint32(h.Flags & unix.RTNH_F_ONLINK), Weight: uint32(h.Hops + 1)}
-	if via, ok := h.Via.(*netlink.Via); ok && via != nil {
-		m.Gateway = via.Addr
-	}
-	return m, true
 }
 
 func (q *requester) allNeighbours() []*agentv1.Neighbour {

@@ -31,8 +31,19 @@ func TestRoutes(t *testing.T) {
 		{"10.7.0.0/16 nhid 7", &agentv1.Route{Destination: bytesOf("10.7.0.0"), PrefixLength: 16, NextHops: hops("eth0", "10.1.0.1", 0)}},
 		{"10.7.0.0/16 nhid 9", &agentv1.Route{Destination: bytesOf("10.7.0.0"), PrefixLength: 16, NextHops: []*agentv1.NextHop{two[0], {Interface: "eth0", Gateway: bytesOf("10.1.0.3"), Weight: 1}}}},
 		{"10.8.0.0/16 via 10.1.0.1 tos 0x10 metric 9 table 1000 proto static advmss 1000 window 5000", &agentv1.Route{
-			Destination: bytesOf("10.8.0.0"), PrefixLength: 16, Tos: 0x10, Priority: 9, Table: 1000, Protocol: unix.RTPROT_STATIC, Advmss: 1000, Window: 5000,
+			Destination: bytesOf("10.8.0.0"), PrefixLength: 16, Tos: 0x10, Priority: 9, Table: 1000, Protocol: unix.RTPROT_STATIC, Metrics: map[uint32]uint32{unix.RTAX_ADVMSS: 1000, unix.RTAX_WINDOW: 5000},
 			NextHops: hops("eth0", "10.1.0.1", 0),
+		}},
+		{"10.8.0.0/16 via 10.1.0.1 mtu lock 1400 rtt 40ms hoplimit 33 initcwnd 20 features ecn quickack 1 congctl reno realms 3/4", &agentv1.Route{
+			Destination: bytesOf("10.8.0.0"), PrefixLength: 16, CongestionControl: "reno", Realms: 3<<16 | 4, NextHops: hops("eth0", "10.1.0.1", 0),
+			Metrics: map[uint32]uint32{
+				unix.RTAX_LOCK: 1 << unix.RTAX_MTU, unix.RTAX_MTU: 1400, unix.RTAX_RTT: 320, unix.RTAX_HOPLIMIT: 33, unix.RTAX_INITCWND: 20,
+				unix.RTAX_FEATURES: 1, unix.RTAX_QUICKACK: 1,
+			},
+		}},
+		{"fd00:8::/64 from fd00:1::/64 via fd00:1::1 pref high", &agentv1.Route{
+			Family: unix.AF_INET6, Destination: bytesOf("fd00:8::"), PrefixLength: 64, From: bytesOf("fd00:1::"), FromLength: 64, Priority: 1024,
+			Preference: 1, NextHops: hops("eth0", "fd00:1::1", 0),
 		}},
 		{"throw 10.9.0.0/16", &agentv1.Route{Destination: bytesOf("10.9.0.0"), PrefixLength: 16, Type: unix.RTN_THROW}},
 		{"fd00:5::/64 nexthop via fd00:1::1 nexthop via fd00:1::3 weight 5", &agentv1.Route{

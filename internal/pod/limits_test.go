@@ -74,6 +74,9 @@ func TestSizeForLimits(t *testing.T) {
 	} {
 		assert.Equal(t, p.sizeFor(parsed(t, c.of)), c.want, c.name)
 	}
+	assert.Equal(t, size{1, 512 * mib}.withCPUs(0), size{1, 512 * mib})
+	assert.Equal(t, size{1, 512 * mib}.withCPUs(cpus), size{cpus, 512 * mib})
+	assert.Equal(t, size{1, 512 * mib}.withCPUs(cpus+9), size{cpus, 512 * mib})
 	all := p.sizeFor(parsed(t, []string{`{"memory":{"limit":9223372036854775807}}`, `{"memory":{"limit":9223372036854775807}}`}))
 	assert.Equal(t, all.memory, sizeForLimit(math.MaxInt64))
 }

@@ -6,15 +6,20 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/dns/dnsmessage"
 	"gotest.tools/v3/assert"
+	"gotest.tools/v3/assert/cmp"
 
 	"runv/test/harness"
 )
@@ -313,4 +318,86 @@ func TestUserNetwork(t *testing.T) {
 	// Without the annotation there is none.
 	r = onHost("run", "--bundle", e.Bundle([]string{"ls", "/sys/class/net"}), "web")
 	assert.Equal(t, r.Stdout, "lo\n", r.Stderr)
+}
+
+// TestRoutesAreEqual lets ip(8) print the routes, rules and addresses of a network namespace on the host and in the container
+// that lives in it: the text must be the same.
+func TestRoutesAreEqual(t *testing.T) {
+	ip, err := exec.LookPath("ip")
+	assert.NilError(t, err)
+	e := harness.New(t)
+	pod, world := harness.NewNetNS(t), harness.NewNetNS(t)
+	pod.Veth("eth0", []string{"10.9.0.2/24", "fd09::2/64"}, world, "world0", []string{"10.9.0.1/24", "fd09::1/64"})
+	onHost := func(command string) string {
+		t.Helper()
+		out, err := exec.Command("nsenter", append([]string{"--net=" + pod.Path, ip}, strings.Fields(command)...)...).CombinedOutput()
+		assert.NilError(t, err, "ip %s: %s", command, out)
+		return string(out)
+	}
+	for command := range strings.Lines(`addr add 10.11.0.2/24 dev eth0 label eth0:x metric 77 scope link
+		addr add fd11::2/64 dev eth0 metric 88
+		addr add fd12::2/64 dev eth0 preferred_lft 0
+		route add 10.40.1.0/24 via 10.9.0.1 mtu lock 1400 advmss 1300 window 4000 rtt 30ms rttvar 20ms ssthresh 7 cwnd lock 9
+		route add 10.40.2.0/24 via 10.9.0.1 reordering 5 hoplimit 33 initcwnd 20 initrwnd 30 features ecn quickack 1
+		route add 10.40.3.0/24 via 10.9.0.1 rto_min 200ms congctl reno fastopen_no_cookie 1
+		route add 10.40.4.0/24 dev eth0 scope link src 10.9.0.2 proto static metric 7
+		route add 10.40.5.0/24 via 192.0.2.1 dev eth0 onlink
+		route add 10.40.6.0/24 tos 0x10 realms 3/4 via 10.9.0.1 table 1000
+		route add 10.40.7.0/24 mtu 1300 nexthop via 10.9.0.1 weight 3 nexthop via 192.0.2.1 dev eth0 onlink weight 250
+		route add 10.40.8.0/24 via inet6 fd09::1
+		route add blackhole 10.40.9.0/24 metric 5
+		route add unreachable 10.40.10.0/24
+		route add prohibit 10.40.11.0/24
+		route add throw 10.40.12.0/24 table 1000
+		route add local 10.40.13.0/24 dev lo
+		route add broadcast 10.40.14.255 dev eth0 table local
+		route add multicast 239.1.0.0/16 dev eth0
+		route add fd40:1::/64 via fd09::1 pref high metric 9 mtu lock 1380 hoplimit 44 initcwnd 12 congctl cubic
+		route add fd40:2::/64 nexthop via fd09::1 weight 3 nexthop via fe80::1 dev eth0 weight 5
+		route add fd40:3::/64 dev eth0 pref low
+		route add fd40:4::/64 from fd11::/64 via fd09::1
+		route add blackhole fd40:5::/64
+		route add anycast fd40:6::1/128 dev eth0
+		nexthop add id 7 via 10.9.0.1 dev eth0
+		nexthop add id 8 via 10.9.0.9 dev eth0
+		nexthop add id 9 group 7,5/8
+		route add 10.40.15.0/24 nhid 9
+		rule add from 10.9.0.2 iif eth0 tos 0x10 fwmark 0x1/0xff table 1000 priority 10
+		neigh add 10.9.0.77 lladdr 02:00:00:00:00:77 dev eth0
+		neigh add proxy 10.9.0.78 dev eth0`) {
+		onHost(strings.TrimSpace(command))
+	}
+	bundle := e.Bundle([]string{"sleep", "1000"}, inNetNS(pod.Path), func(s *specs.Spec) {
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/usr", Type: "bind", Source: "/usr", Options: []string{"rbind", "ro"}})
+	})
+	for _, name := range []string{"lib", "lib64"} {
+		assert.NilError(t, os.Symlink("usr/"+name, filepath.Join(bundle, "rootfs", name)))
+	}
+	ip, err = filepath.EvalSymlinks(ip)
+	assert.NilError(t, err)
+	e.OK("run", "--detach", "--bundle", bundle, "web")
+
+	// What is the kernel's word for the state of the moment, or a handle of the host's for what is told in full; and that the
+	// guest does not look for duplicates of addresses, since the host has.
+	moment := regexp.MustCompile(` ?(nhid \d+|expires \d+sec|linkdown|error -?\d+|qlen \d+|REACHABLE|STALE|DELAY|PROBE|nodad)\b|(?m)^ +(link/|valid_lft).*$`)
+	normal := func(text string) string {
+		var lines []string
+		for line := range strings.Lines(moment.ReplaceAllString(text, "")) {
+			if !strings.Contains(line, "fe80::") && !strings.HasPrefix(line, "multicast ff00::/8") {
+				lines = append(lines, strings.Join(strings.Fields(line), " "))
+			}
+		}
+		slices.Sort(lines)
+		return strings.Join(lines, "\n")
+	}
+	for _, command := range []string{
+		"route show table all", "-6 route show table all", "rule show", "-6 rule show", "neigh show nud permanent", "neigh show proxy",
+		"-o addr show dev eth0",
+	} {
+		want, got := normal(onHost(command)), ""
+		for deadline := time.Now().Add(20 * time.Second); got != want && time.Now().Before(deadline); {
+			got = normal(e.OK("exec", "web", "sh", "-c", ip+" "+command))
+		}
+		assert.Check(t, cmp.Equal(got, want), "ip %s", command)
+	}
 }

@@ -2932,6 +2932,7 @@ type Address struct {
 	Scope         uint32                 `protobuf:"varint,5,opt,name=scope,proto3" json:"scope,omitempty"`        // RT_SCOPE_*
 	Flags         uint32                 `protobuf:"varint,6,opt,name=flags,proto3" json:"flags,omitempty"`        // IFA_F_*, as far as they can be set
 	Label         string                 `protobuf:"bytes,7,opt,name=label,proto3" json:"label,omitempty"`
+	Metric        uint32                 `protobuf:"varint,8,opt,name=metric,proto3" json:"metric,omitempty"` // of the route that the kernel makes for it; 0: the usual one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3015,25 +3016,35 @@ func (x *Address) GetLabel() string {
 	return ""
 }
 
+func (x *Address) GetMetric() uint32 {
+	if x != nil {
+		return x.Metric
+	}
+	return 0
+}
+
 // Route is a route that is not the kernel's own.
 type Route struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Family        uint32                 `protobuf:"varint,1,opt,name=family,proto3" json:"family,omitempty"`          // AF_INET, AF_INET6
-	Destination   []byte                 `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"` // empty: all
-	PrefixLength  uint32                 `protobuf:"varint,3,opt,name=prefix_length,json=prefixLength,proto3" json:"prefix_length,omitempty"`
-	Source        []byte                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`                     // preferred source address; empty: none
-	NextHops      []*NextHop             `protobuf:"bytes,5,rep,name=next_hops,json=nextHops,proto3" json:"next_hops,omitempty"` // none for a route of a type that has none, such as blackhole
-	Table         uint32                 `protobuf:"varint,6,opt,name=table,proto3" json:"table,omitempty"`
-	Priority      uint32                 `protobuf:"varint,7,opt,name=priority,proto3" json:"priority,omitempty"` // metric
-	Scope         uint32                 `protobuf:"varint,8,opt,name=scope,proto3" json:"scope,omitempty"`
-	Type          uint32                 `protobuf:"varint,9,opt,name=type,proto3" json:"type,omitempty"`          // RTN_*
-	Protocol      uint32                 `protobuf:"varint,10,opt,name=protocol,proto3" json:"protocol,omitempty"` // RTPROT_*
-	Tos           uint32                 `protobuf:"varint,11,opt,name=tos,proto3" json:"tos,omitempty"`
-	Mtu           uint32                 `protobuf:"varint,12,opt,name=mtu,proto3" json:"mtu,omitempty"`       // 0: none
-	Advmss        uint32                 `protobuf:"varint,13,opt,name=advmss,proto3" json:"advmss,omitempty"` // 0: none
-	Window        uint32                 `protobuf:"varint,14,opt,name=window,proto3" json:"window,omitempty"` // 0: none
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Family            uint32                 `protobuf:"varint,1,opt,name=family,proto3" json:"family,omitempty"`          // AF_INET, AF_INET6
+	Destination       []byte                 `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"` // empty: all
+	PrefixLength      uint32                 `protobuf:"varint,3,opt,name=prefix_length,json=prefixLength,proto3" json:"prefix_length,omitempty"`
+	Source            []byte                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`                     // preferred source address; empty: none
+	NextHops          []*NextHop             `protobuf:"bytes,5,rep,name=next_hops,json=nextHops,proto3" json:"next_hops,omitempty"` // none for a route of a type that has none, such as blackhole
+	Table             uint32                 `protobuf:"varint,6,opt,name=table,proto3" json:"table,omitempty"`
+	Priority          uint32                 `protobuf:"varint,7,opt,name=priority,proto3" json:"priority,omitempty"` // metric
+	Scope             uint32                 `protobuf:"varint,8,opt,name=scope,proto3" json:"scope,omitempty"`
+	Type              uint32                 `protobuf:"varint,9,opt,name=type,proto3" json:"type,omitempty"`          // RTN_*
+	Protocol          uint32                 `protobuf:"varint,10,opt,name=protocol,proto3" json:"protocol,omitempty"` // RTPROT_*
+	Tos               uint32                 `protobuf:"varint,11,opt,name=tos,proto3" json:"tos,omitempty"`
+	Metrics           map[uint32]uint32      `protobuf:"bytes,15,rep,name=metrics,proto3" json:"metrics,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by RTAX_*, RTAX_LOCK among them; at most 32
+	CongestionControl string                 `protobuf:"bytes,16,opt,name=congestion_control,json=congestionControl,proto3" json:"congestion_control,omitempty"`                                // the metric that is none; empty: the usual one
+	Realms            uint32                 `protobuf:"varint,17,opt,name=realms,proto3" json:"realms,omitempty"`                                                                              // RTA_FLOW
+	Preference        uint32                 `protobuf:"varint,18,opt,name=preference,proto3" json:"preference,omitempty"`                                                                      // of IPv6, as in RTA_PREF
+	From              []byte                 `protobuf:"bytes,19,opt,name=from,proto3" json:"from,omitempty"`                                                                                   // only packets from there; empty: all
+	FromLength        uint32                 `protobuf:"varint,20,opt,name=from_length,json=fromLength,proto3" json:"from_length,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
@@ -3143,23 +3154,44 @@ func (x *Route) GetTos() uint32 {
 	return 0
 }
 
-func (x *Route) GetMtu() uint32 {
+func (x *Route) GetMetrics() map[uint32]uint32 {
 	if x != nil {
-		return x.Mtu
+		return x.Metrics
+	}
+	return nil
+}
+
+func (x *Route) GetCongestionControl() string {
+	if x != nil {
+		return x.CongestionControl
+	}
+	return ""
+}
+
+func (x *Route) GetRealms() uint32 {
+	if x != nil {
+		return x.Realms
 	}
 	return 0
 }
 
-func (x *Route) GetAdvmss() uint32 {
+func (x *Route) GetPreference() uint32 {
 	if x != nil {
-		return x.Advmss
+		return x.Preference
 	}
 	return 0
 }
 
-func (x *Route) GetWindow() uint32 {
+func (x *Route) GetFrom() []byte {
 	if x != nil {
-		return x.Window
+		return x.From
+	}
+	return nil
+}
+
+func (x *Route) GetFromLength() uint32 {
+	if x != nil {
+		return x.FromLength
 	}
 	return 0
 }
@@ -3168,8 +3200,9 @@ type NextHop struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Gateway       []byte                 `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"`     // 4 or 16 bytes, of either family; empty: none
 	Interface     string                 `protobuf:"bytes,2,opt,name=interface,proto3" json:"interface,omitempty"` // empty: none
-	Flags         uint32                 `protobuf:"varint,3,opt,name=flags,proto3" json:"flags,omitempty"`        // RTNH_F_ONLINK
+	Flags         uint32                 `protobuf:"varint,3,opt,name=flags,proto3" json:"flags,omitempty"`        // RTNH_F_ONLINK, RTNH_F_PERVASIVE
 	Weight        uint32                 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`      // from 1
+	Realms        uint32                 `protobuf:"varint,5,opt,name=realms,proto3" json:"realms,omitempty"`      // RTA_FLOW, of one of several
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3228,6 +3261,13 @@ func (x *NextHop) GetFlags() uint32 {
 func (x *NextHop) GetWeight() uint32 {
 	if x != nil {
 		return x.Weight
+	}
+	return 0
+}
+
+func (x *NextHop) GetRealms() uint32 {
+	if x != nil {
+		return x.Realms
 	}
 	return 0
 }
@@ -3675,7 +3715,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\ballmulti\x18\b \x01(\bR\ballmulti\x12\x18\n" +
 	"\apromisc\x18\t \x01(\bR\apromisc\x12&\n" +
 	"\x0ftx_queue_length\x18\n" +
-	" \x01(\rR\rtxQueueLength\"\xb2\x01\n" +
+	" \x01(\rR\rtxQueueLength\"\xca\x01\n" +
 	"\aAddress\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\fR\x02ip\x12#\n" +
 	"\rprefix_length\x18\x02 \x01(\rR\fprefixLength\x12\x12\n" +
@@ -3683,7 +3723,8 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\tbroadcast\x18\x04 \x01(\fR\tbroadcast\x12\x14\n" +
 	"\x05scope\x18\x05 \x01(\rR\x05scope\x12\x14\n" +
 	"\x05flags\x18\x06 \x01(\rR\x05flags\x12\x14\n" +
-	"\x05label\x18\a \x01(\tR\x05label\"\xff\x02\n" +
+	"\x05label\x18\a \x01(\tR\x05label\x12\x16\n" +
+	"\x06metric\x18\b \x01(\rR\x06metric\"\xd8\x04\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06family\x18\x01 \x01(\rR\x06family\x12 \n" +
 	"\vdestination\x18\x02 \x01(\fR\vdestination\x12#\n" +
@@ -3696,15 +3737,25 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x04type\x18\t \x01(\rR\x04type\x12\x1a\n" +
 	"\bprotocol\x18\n" +
 	" \x01(\rR\bprotocol\x12\x10\n" +
-	"\x03tos\x18\v \x01(\rR\x03tos\x12\x10\n" +
-	"\x03mtu\x18\f \x01(\rR\x03mtu\x12\x16\n" +
-	"\x06advmss\x18\r \x01(\rR\x06advmss\x12\x16\n" +
-	"\x06window\x18\x0e \x01(\rR\x06window\"o\n" +
+	"\x03tos\x18\v \x01(\rR\x03tos\x12;\n" +
+	"\ametrics\x18\x0f \x03(\v2!.runv.agent.v1.Route.MetricsEntryR\ametrics\x12-\n" +
+	"\x12congestion_control\x18\x10 \x01(\tR\x11congestionControl\x12\x16\n" +
+	"\x06realms\x18\x11 \x01(\rR\x06realms\x12\x1e\n" +
+	"\n" +
+	"preference\x18\x12 \x01(\rR\n" +
+	"preference\x12\x12\n" +
+	"\x04from\x18\x13 \x01(\fR\x04from\x12\x1f\n" +
+	"\vfrom_length\x18\x14 \x01(\rR\n" +
+	"fromLength\x1a:\n" +
+	"\fMetricsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01J\x04\b\f\x10\x0f\"\x87\x01\n" +
 	"\aNextHop\x12\x18\n" +
 	"\agateway\x18\x01 \x01(\fR\agateway\x12\x1c\n" +
 	"\tinterface\x18\x02 \x01(\tR\tinterface\x12\x14\n" +
 	"\x05flags\x18\x03 \x01(\rR\x05flags\x12\x16\n" +
-	"\x06weight\x18\x04 \x01(\rR\x06weight\"w\n" +
+	"\x06weight\x18\x04 \x01(\rR\x06weight\x12\x16\n" +
+	"\x06realms\x18\x05 \x01(\rR\x06realms\"w\n" +
 	"\tNeighbour\x12\x1c\n" +
 	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x0e\n" +
 	"\x02ip\x18\x02 \x01(\fR\x02ip\x12\x10\n" +
@@ -3765,7 +3816,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: runv.agent.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: runv.agent.v1.InfoResponse
@@ -3826,6 +3877,7 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	nil,                           // 56: runv.agent.v1.UpdateResponse.InEffectEntry
 	nil,                           // 57: runv.agent.v1.StatsResponse.MemoryStatEntry
 	nil,                           // 58: runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
+	nil,                           // 59: runv.agent.v1.Route.MetricsEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	54, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
@@ -3849,51 +3901,52 @@ var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	58, // 18: runv.agent.v1.ApplyNetworkRequest.sysctls:type_name -> runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
 	49, // 19: runv.agent.v1.Interface.addresses:type_name -> runv.agent.v1.Address
 	51, // 20: runv.agent.v1.Route.next_hops:type_name -> runv.agent.v1.NextHop
-	0,  // 21: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
-	2,  // 22: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
-	4,  // 23: runv.agent.v1.Guest.Online:input_type -> runv.agent.v1.OnlineRequest
-	6,  // 24: runv.agent.v1.Guest.Signalled:input_type -> runv.agent.v1.SignalledRequest
-	8,  // 25: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
-	13, // 26: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
-	16, // 27: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
-	21, // 28: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
-	23, // 29: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
-	25, // 30: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
-	27, // 31: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
-	29, // 32: runv.agent.v1.Containers.Update:input_type -> runv.agent.v1.UpdateRequest
-	31, // 33: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
-	33, // 34: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
-	36, // 35: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
-	38, // 36: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
-	40, // 37: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
-	42, // 38: runv.agent.v1.Networks.Apply:input_type -> runv.agent.v1.ApplyNetworkRequest
-	44, // 39: runv.agent.v1.Networks.Remove:input_type -> runv.agent.v1.RemoveNetworkRequest
-	46, // 40: runv.agent.v1.Networks.Resolve:input_type -> runv.agent.v1.ResolveRequest
-	1,  // 41: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
-	3,  // 42: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
-	5,  // 43: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
-	7,  // 44: runv.agent.v1.Guest.Signalled:output_type -> runv.agent.v1.SignalledResponse
-	9,  // 45: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
-	14, // 46: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
-	20, // 47: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
-	22, // 48: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
-	24, // 49: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
-	26, // 50: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
-	28, // 51: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
-	30, // 52: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
-	32, // 53: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
-	35, // 54: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
-	37, // 55: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
-	39, // 56: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
-	41, // 57: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
-	43, // 58: runv.agent.v1.Networks.Apply:output_type -> runv.agent.v1.ApplyNetworkResponse
-	45, // 59: runv.agent.v1.Networks.Remove:output_type -> runv.agent.v1.RemoveNetworkResponse
-	47, // 60: runv.agent.v1.Networks.Resolve:output_type -> runv.agent.v1.ResolveResponse
-	41, // [41:61] is the sub-list for method output_type
-	21, // [21:41] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	59, // 21: runv.agent.v1.Route.metrics:type_name -> runv.agent.v1.Route.MetricsEntry
+	0,  // 22: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
+	2,  // 23: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
+	4,  // 24: runv.agent.v1.Guest.Online:input_type -> runv.agent.v1.OnlineRequest
+	6,  // 25: runv.agent.v1.Guest.Signalled:input_type -> runv.agent.v1.SignalledRequest
+	8,  // 26: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
+	13, // 27: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
+	16, // 28: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
+	21, // 29: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
+	23, // 30: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
+	25, // 31: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
+	27, // 32: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
+	29, // 33: runv.agent.v1.Containers.Update:input_type -> runv.agent.v1.UpdateRequest
+	31, // 34: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
+	33, // 35: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
+	36, // 36: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
+	38, // 37: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
+	40, // 38: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
+	42, // 39: runv.agent.v1.Networks.Apply:input_type -> runv.agent.v1.ApplyNetworkRequest
+	44, // 40: runv.agent.v1.Networks.Remove:input_type -> runv.agent.v1.RemoveNetworkRequest
+	46, // 41: runv.agent.v1.Networks.Resolve:input_type -> runv.agent.v1.ResolveRequest
+	1,  // 42: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
+	3,  // 43: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
+	5,  // 44: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
+	7,  // 45: runv.agent.v1.Guest.Signalled:output_type -> runv.agent.v1.SignalledResponse
+	9,  // 46: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
+	14, // 47: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
+	20, // 48: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
+	22, // 49: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
+	24, // 50: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
+	26, // 51: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
+	28, // 52: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
+	30, // 53: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
+	32, // 54: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
+	35, // 55: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
+	37, // 56: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
+	39, // 57: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
+	41, // 58: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
+	43, // 59: runv.agent.v1.Networks.Apply:output_type -> runv.agent.v1.ApplyNetworkResponse
+	45, // 60: runv.agent.v1.Networks.Remove:output_type -> runv.agent.v1.RemoveNetworkResponse
+	47, // 61: runv.agent.v1.Networks.Resolve:output_type -> runv.agent.v1.ResolveResponse
+	42, // [42:62] is the sub-list for method output_type
+	22, // [22:42] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -3913,7 +3966,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   59,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

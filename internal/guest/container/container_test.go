@@ -45,12 +45,13 @@ func TestMain(m *testing.M) {
 
 // world is a set of containers on this machine instead of in a virtual one.
 type world struct {
-	t      *testing.T
-	set    *container.Set
-	events *eventlog.Log
-	rootfs string
-	filter *agentv1.Seccomp // of the containers to create
-	execs  int              // that execOutput has made
+	t         *testing.T
+	set       *container.Set
+	events    *eventlog.Log
+	rootfs    string
+	filter    *agentv1.Seccomp   // of the containers to create
+	inherited *agentv1.Inherited // of all that is made
+	execs     int                // that execOutput has made
 }
 
 func newWorld(t *testing.T) *world {
@@ -194,7 +195,7 @@ func (w *world) create(id string, spec *specs.Spec) (*run, error) {
 	data, err := json.Marshal(spec)
 	assert.NilError(w.t, err)
 	r := newRun(spec.Process.Terminal)
-	_, err = w.set.Create(w.t.Context(), &agentv1.CreateRequest{Id: id, Bundle: "/the/bundle", Spec: data, Seccomp: w.filter}, r.streams)
+	_, err = w.set.Create(w.t.Context(), &agentv1.CreateRequest{Id: id, Bundle: "/the/bundle", Spec: data, Seccomp: w.filter, Inherited: w.inherited}, r.streams)
 	return r, err
 }
 
@@ -210,7 +211,7 @@ func (w *world) exec(id, execID string, p *specs.Process) (*run, error) {
 	data, err := json.Marshal(p)
 	assert.NilError(w.t, err)
 	r := newRun(p.Terminal)
-	_, err = c.Exec(w.t.Context(), &agentv1.ExecRequest{ContainerId: id, ExecId: execID, Process: data}, r.streams)
+	_, err = c.Exec(w.t.Context(), &agentv1.ExecRequest{ContainerId: id, ExecId: execID, Process: data, Inherited: w.inherited}, r.streams)
 	return r, err
 }
 

@@ -389,6 +389,12 @@ func (w *work) make(kept, wanted []entry) (made []entry) {
 			made = append(made, e)
 			continue
 		}
+		if e.second != nil && w.inside.request(e.kind, e.flags, e.second) == nil {
+			w.log.add("%s: it is without its %s: %v", e.what, e.without, err)
+			e.body = e.second
+			made = append(made, e)
+			continue
+		}
 		w.failed(e.index, "%s: %v", e.what, err)
 		if old, ok := before[e.slot]; ok {
 			made = append(made, old)

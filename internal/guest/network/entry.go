@@ -2,7 +2,9 @@ package network
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -21,6 +23,9 @@ type entry struct {
 	// fixed tells that the kernel does not change one that is there in all points.
 	fixed bool
 	body  []byte
+	// second is made when the kernel does not take body, for what it lacks; nil: nothing.
+	second  []byte
+	without string
 }
 
 const (
@@ -54,6 +59,9 @@ func addressEntry(name string, index int, a *agentv1.Address) entry {
 	}
 	if len(a.Broadcast) > 0 {
 		attrs = append(attrs, nl.NewRtAttr(unix.IFA_BROADCAST, a.Broadcast))
+	}
+	if a.Metric > 0 {
+		attrs = append(attrs, nl.NewRtAttr(unix.IFA_RT_PRIORITY, nl.Uint32Attr(a.Metric)))
 	}
 	if a.Label != "" && family == unix.AF_INET {
 		attrs = append(attrs, nl.NewRtAttr(unix.IFA_LABEL, nl.ZeroTerminated(a.Label)))
@@ -100,8 +108,15 @@ func routeEntry(r *agentv1.Route, indexes map[string]int) (e entry, missing stri
 	if r.Priority > 0 {
 		attrs = append(attrs, nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(r.Priority)))
 	}
-	if metrics := routeMetrics(r); metrics != nil {
-		attrs = append(attrs, metrics)
+	if r.Realms > 0 {
+		attrs = append(attrs, nl.NewRtAttr(unix.RTA_FLOW, nl.Uint32Attr(r.Realms)))
+	}
+	if r.Preference > 0 {
+		attrs = append(attrs, nl.NewRtAttr(unix.RTA_PREF, []byte{uint8(r.Preference)}))
+	}
+	if len(r.From) > 0 {
+		msg.Src_len = uint8(r.FromLength)
+		attrs = append(attrs, nl.NewRtAttr(unix.RTA_SRC, r.From))
 	}
 	e = entry{what: "route " + destination, kind: unix.RTM_NEWROUTE, flags: replace}
 	for _, h := range r.NextHops {
@@ -114,7 +129,7 @@ func routeEntry(r *agentv1.Route, indexes map[string]int) (e entry, missing stri
 	case 1:
 		h := r.NextHops[0]
 		e.index = indexes[h.Interface]
-		msg.Flags = h.Flags & unix.RTNH_F_ONLINK
+		msg.Flags = h.Flags & settableHop
 		attrs = append(attrs, gateway(r, h)...)
 		if e.index > 0 {
 			attrs = append(attrs, nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(e.index))))
@@ -124,10 +139,13 @@ func routeEntry(r *agentv1.Route, indexes map[string]int) (e entry, missing stri
 		var hops []byte
 		for _, h := range r.NextHops {
 			next := &nl.RtNexthop{RtNexthop: unix.RtNexthop{
-				Hops: uint8(max(1, h.Weight) - 1), Ifindex: int32(indexes[h.Interface]), Flags: uint8(h.Flags & unix.RTNH_F_ONLINK),
+				Hops: uint8(max(1, h.Weight) - 1), Ifindex: int32(indexes[h.Interface]), Flags: uint8(h.Flags & settableHop),
 			}}
 			for _, a := range gateway(r, h) {
 				next.Children = append(next.Children, a)
+			}
+			if h.Realms > 0 {
+				next.Children = append(next.Children, nl.NewRtAttr(unix.RTA_FLOW, nl.Uint32Attr(h.Realms)))
 			}
 			hops = append(hops, next.Serialize()...)
 			e.what += via(h)
@@ -138,10 +156,23 @@ func routeEntry(r *agentv1.Route, indexes map[string]int) (e entry, missing stri
 	if r.Family == unix.AF_INET6 && priority == 0 {
 		priority = defaultPriority6
 	}
-	e.slot = fmt.Sprintf("route %d %d %x/%d %d %d", r.Family, table, r.Destination, r.PrefixLength, r.Tos, priority)
-	e.body = message(msg, attrs)
+	e.slot = fmt.Sprintf("route %d %d %x/%d %x/%d %d %d",
+		r.Family, table, r.Destination, r.PrefixLength, r.From, r.FromLength, r.Tos, priority)
+	with := func(congestionControl string) []byte {
+		if metrics := routeMetrics(r, congestionControl); metrics != nil {
+			return message(msg, append(slices.Clip(attrs), metrics))
+		}
+		return message(msg, attrs)
+	}
+	e.body = with(r.CongestionControl)
+	if r.CongestionControl != "" {
+		e.second, e.without = with(""), "congestion control "+r.CongestionControl
+	}
 	return e, ""
 }
+
+// settableHop are the flags of a next hop that can be asked for.
+const settableHop = unix.RTNH_F_ONLINK | unix.RTNH_F_PERVASIVE
 
 // defaultPriority6 is what the kernel gives to IPv6 routes without any.
 const defaultPriority6 = 1024
@@ -167,19 +198,16 @@ func via(h *agentv1.NextHop) (s string) {
 	return s
 }
 
-func routeMetrics(r *agentv1.Route) *nl.RtAttr {
-	var metrics *nl.RtAttr
-	for _, m := range []struct {
-		kind  int
-		value uint32
-	}{{unix.RTAX_MTU, r.Mtu}, {unix.RTAX_ADVMSS, r.Advmss}, {unix.RTAX_WINDOW, r.Window}} {
-		if m.value == 0 {
-			continue
-		}
-		if metrics == nil {
-			metrics = nl.NewRtAttr(unix.RTA_METRICS, nil)
-		}
-		metrics.AddRtAttr(m.kind, nl.Uint32Attr(m.value))
+func routeMetrics(r *agentv1.Route, congestionControl string) *nl.RtAttr {
+	if len(r.Metrics) == 0 && congestionControl == "" {
+		return nil
+	}
+	metrics := nl.NewRtAttr(unix.RTA_METRICS, nil)
+	for _, kind := range slices.Sorted(maps.Keys(r.Metrics)) {
+		metrics.AddRtAttr(int(kind), nl.Uint32Attr(r.Metrics[kind]))
+	}
+	if congestionControl != "" {
+		metrics.AddRtAttr(unix.RTAX_CC_ALGO, nl.ZeroTerminated(congestionControl))
 	}
 	return metrics
 }

@@ -265,7 +265,7 @@ func TestEmptyNetworkHasLo(t *testing.T) {
 // full is a request that has some of everything.
 func full() *agentv1.ApplyNetworkRequest {
 	metered := route("10.9.0.0/16", "10.0.0.1", "eth0")
-	metered.Priority, metered.Mtu, metered.Table = 50, 1300, 100
+	metered.Priority, metered.Metrics, metered.Table = 50, map[uint32]uint32{unix.RTAX_MTU: 1300}, 100
 	multi := route("10.8.0.0/16", "10.0.0.1", "eth0")
 	multi.NextHops[0].Weight = 2
 	multi.NextHops = append(multi.NextHops, &agentv1.NextHop{Gateway: ip("10.1.0.1"), Interface: "eth1", Weight: 3})

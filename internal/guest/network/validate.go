@@ -22,6 +22,7 @@ const (
 	maxSysctls    = 1024
 	maxAddresses  = 1024
 	maxHops       = 64
+	maxMetrics    = 32
 	maxName       = 15   // bytes
 	maxKey        = 256  // bytes of a sysctl's name
 	maxValue      = 4096 // bytes of its value
@@ -148,16 +149,23 @@ func validateRoute(r *agentv1.Route) error {
 		return fmt.Errorf("prefix_length %d: more than the destination has", r.PrefixLength)
 	case len(r.Source) > 0 && len(r.Source) != size:
 		return badIP("source", r.Source)
+	case len(r.From) > 0 && len(r.From) != size:
+		return badIP("from", r.From)
+	case int(r.FromLength) > 8*len(r.From):
+		return fmt.Errorf("from_length %d: more than from has", r.FromLength)
 	case len(r.NextHops) > maxHops:
 		return fmt.Errorf("next_hops: %d, at most %d", len(r.NextHops), maxHops)
 	}
 	for _, f := range []struct {
 		field string
 		value uint32
-	}{{"scope", r.Scope}, {"type", r.Type}, {"protocol", r.Protocol}, {"tos", r.Tos}} {
+	}{{"scope", r.Scope}, {"type", r.Type}, {"protocol", r.Protocol}, {"tos", r.Tos}, {"preference", r.Preference}} {
 		if f.value > 255 {
 			return fmt.Errorf("%s %d: at most 255", f.field, f.value)
 		}
+	}
+	if err := validateMetrics(r); err != nil {
+		return err
 	}
 	for i, h := range r.NextHops {
 		switch {
@@ -174,6 +182,21 @@ func validateRoute(r *agentv1.Route) error {
 		case h.Weight > 256:
 			return fmt.Errorf("next_hops[%d].weight %d: at most 256", i, h.Weight)
 		}
+	}
+	return nil
+}
+
+func validateMetrics(r *agentv1.Route) error {
+	if len(r.Metrics) > maxMetrics {
+		return fmt.Errorf("metrics: %d, at most %d", len(r.Metrics), maxMetrics)
+	}
+	for kind := range r.Metrics {
+		if kind == 0 || kind > 255 || kind == unix.RTAX_CC_ALGO {
+			return fmt.Errorf("metrics[%d]: not one that is a number", kind)
+		}
+	}
+	if c := r.CongestionControl; len(c) > maxName || strings.ContainsFunc(c, func(c rune) bool { return c <= ' ' || c > '~' || c == '/' }) {
+		return fmt.Errorf("congestion_control %q: not the name of one", clip(c))
 	}
 	return nil
 }
