@@ -1,5 +1,6 @@
-// Package compare judges what a test has seen under runc and under runv: the same, different for a reason
-// that is accepted, or different without one. Tests that have runc as their oracle use it; it runs nothing.
+// Package compare judges what a test has seen under an oracle and under runv: the same, different for a reason
+// that is accepted, or different without one. There may be several oracles, which differ from each other. Tests
+// that have runc as their oracle use it; it runs nothing.
 package compare
 
 import (
@@ -11,14 +12,18 @@ import (
 	"sync"
 )
 
-// Accepted is a difference between runc and runv that has a reason.
+// Accepted is a difference between an oracle and runv that has a reason.
 type Accepted struct {
 	Where  string // pattern of "case/section"
-	Line   string // pattern of the line that only one of them prints
+	Line   string // pattern of the line that only one of them prints, or Order
 	Reason string // in words of the document
 
-	Sometimes bool // not in every run
+	Only      string // the oracle that alone differs so; with all of them if empty
+	Sometimes bool   // not in every run
 }
+
+// Order is the Line of a difference that lies in the order of lines that both print.
+const Order = "the order differs"
 
 // Sections are what was seen in a case, in order.
 type Sections []Section
@@ -47,12 +52,18 @@ type Judge struct {
 	exps []struct{ where, line *regexp.Regexp }
 
 	mu    sync.Mutex
-	cases map[int]map[string]bool // by index in list
+	needs map[need]bool
+}
+
+// need is a case in which an accepted difference was seen.
+type need struct {
+	index        int // in list
+	oracle, name string
 }
 
 // NewJudge makes a judge that accepts these differences. The patterns are of whole words: anchored at both ends.
 func NewJudge(list []Accepted) *Judge {
-	j := &Judge{list: list, cases: map[int]map[string]bool{}}
+	j := &Judge{list: list, needs: map[need]bool{}}
 	for _, a := range list {
 		j.exps = append(j.exps, struct{ where, line *regexp.Regexp }{
 			regexp.MustCompile("^(?:" + a.Where + ")$"), regexp.MustCompile("^(?:" + a.Line + ")$"),
@@ -62,14 +73,14 @@ func NewJudge(list []Accepted) *Judge {
 }
 
 // explains tells whether a line that only one side printed is accepted.
-func (j *Judge) explains(name, section, line string) bool {
+func (j *Judge) explains(oracle, name, section, line string) bool {
 	for i, e := range j.exps {
+		if only := j.list[i].Only; only != "" && only != oracle {
+			continue
+		}
 		if e.where.MatchString(name+"/"+section) && e.line.MatchString(line) {
 			j.mu.Lock()
-			if j.cases[i] == nil {
-				j.cases[i] = map[string]bool{}
-			}
-			j.cases[i][name] = true
+			j.needs[need{i, oracle, name}] = true
 			j.mu.Unlock()
 			return true
 		}
@@ -84,42 +95,46 @@ type Verdict struct {
 	Unexplained     []string // the rest, in words
 }
 
-// Compare compares what the two sides saw in a case.
-func (j *Judge) Compare(name string, runc, runv Sections) Verdict {
+// Compare compares what was seen in a case under an oracle and under runv.
+func (j *Judge) Compare(oracle, name string, theirs, ours Sections) Verdict {
 	var v Verdict
 	var missing [2][]string
-	for _, section := range sectionNames(runc, runv) {
-		ours, inRunv := linesOf(runv, section)
-		theirs, inRunc := linesOf(runc, section)
+	for _, section := range sectionNames(theirs, ours) {
+		our, isOurs := linesOf(ours, section)
+		their, isTheirs := linesOf(theirs, section)
 		switch {
-		case !inRunc:
+		case !isTheirs:
 			missing[0] = append(missing[0], section)
 			continue
-		case !inRunv:
+		case !isOurs:
 			missing[1] = append(missing[1], section)
 			continue
 		}
 		v.Sections++
-		v.Lines += max(len(ours), len(theirs))
+		v.Lines += max(len(our), len(their))
 		common := map[string]int{}
-		for who, lines := range map[string][2][]string{"runc": {theirs, ours}, "runv": {ours, theirs}} {
+		for who, lines := range map[string][2][]string{oracle: {their, our}, "runv": {our, their}} {
 			for _, line := range only(lines[0], lines[1]) {
-				if j.explains(name, section, line) {
+				if j.explains(oracle, name, section, line) {
 					v.Explained++
 					continue
 				}
 				v.Unexplained = append(v.Unexplained, fmt.Sprintf("%s/%s: only %s: %s", name, section, who, line))
 			}
 		}
-		for _, line := range theirs {
-			common[line] = min(count(theirs, line), count(ours, line))
+		for _, line := range their {
+			common[line] = min(count(their, line), count(our, line))
 		}
-		a, b := those(theirs, common), those(ours, common)
-		if !slices.Equal(a, b) {
-			v.Unexplained = append(v.Unexplained, fmt.Sprintf("%s/%s: the order differs:\nrunc %q\nrunv %q", name, section, a, b))
+		a, b := those(their, common), those(our, common)
+		switch {
+		case slices.Equal(a, b):
+		case j.explains(oracle, name, section, Order):
+			v.Explained++
+		default:
+			v.Unexplained = append(v.Unexplained, fmt.Sprintf("%s/%s: %s:\n%s %q\nrunv %q", name, section, Order, oracle, a, b))
 		}
 	}
-	for i, who := range []string{"runc", "runv"} {
+	for i, who := range []string{oracle, "runv"} {
 		if len(missing[i]) > 0 {
 			v.Unexplained = append(v.Unexplained, fmt.Sprintf("%s: not seen under %s: %s", name, who, strings.Join(missing[i], " ")))
 		}
@@ -186,8 +201,51 @@ func those(lines []string, common map[string]int) []string {
 }
 
 // Cases returns the cases that accepted difference i of the list was needed for.
-func (j *Judge) Cases(i int) []string {
+func (j *Judge) Cases(i int) []string { return j.collect(i, func(n need) string { return n.name }) }
+
+// Oracles returns the oracles that accepted difference i of the list was needed for.
+func (j *Judge) Oracles(i int) []string { return j.collect(i, func(n need) string { return n.oracle }) }
+
+func (j *Judge) collect(i int, of func(need) string) []string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return slices.Sorted(maps.Keys(j.cases[i]))
+	set := map[string]bool{}
+	for n := range j.needs {
+		if n.index == i {
+			set[of(n)] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(set))
+}
+
+// Stale tells which accepted differences were not seen, or not with each oracle that the list says. The oracles are all that
+// there are.
+func (j *Judge) Stale(oracles []string) []string {
+	var stale []string
+	for i, a := range j.list {
+		want := oracles
+		if a.Only != "" {
+			want = []string{a.Only}
+		}
+		for _, oracle := range want {
+			if !a.Sometimes && !slices.Contains(j.Oracles(i), oracle) {
+				stale = append(stale, fmt.Sprintf("%s: %s: accepted and not seen with %s", a.Where, a.Line, oracle))
+			}
+		}
+	}
+	return stale
+}
+
+// With tells with which oracles a reason of the list goes: those that differences of that reason name, all if one names none.
+func With(list []Accepted, reason string, oracles []string) []string {
+	var only []string
+	for _, a := range list {
+		if a.Reason == reason {
+			if a.Only == "" {
+				return oracles
+			}
+			only = append(only, a.Only)
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(oracles), func(oracle string) bool { return !slices.Contains(only, oracle) })
 }
