@@ -1,6 +1,9 @@
 package conformance
 
-import "runv/test/compare"
+import (
+	"runv/test/compare"
+	"runv/test/harness"
+)
 
 // Why a difference is accepted, in words of the document.
 const (
@@ -9,7 +12,7 @@ const (
 	cgroup2        = "the guest has cgroup v2; the oracle's machine has v1"
 	overVirtiofs   = "files of the host reach the guest over virtiofs, whose mounts are named and placed differently"
 	lacksCall      = "the oracle's kernel lacks the call"
-	asShells       = "a program that cannot be run gives the status that shells give, 127 or 126, as engines expect; runc 1.1 has 1 or 255"
+	asShells       = "a program that cannot be run gives the status that shells give, 127 or 126, as engines expect; the runcs have 1 or 255"
 )
 
 // acceptedDifferences are all differences between runc and runv that have a reason. One that no
@@ -20,6 +23,8 @@ var acceptedDifferences = []compare.Accepted{
 	{Where: `.*[/.](self|init)\.status`, Line: `Kthread: 0`, Reason: kernelDiffers},
 	{Where: `.*[/.](self|init)\.limits`, Line: `Max (processes|pending signals) .*`, Reason: "the kernel derives these from the memory that it has"},
 	{Where: `(least|additions)/.*(self|init)\.limits`, Line: `Max open files .*`, Reason: "a bundle without rlimits inherits those of the runtime's caller under runc, the kernel's in a VM"},
+	{Where: `least/(.*\.status|nodes|paths|syscalls)`, Line: `.*`, Only: harness.NewRunc, Reason: "a bundle without process.capabilities has none here and under the old runc; the new one lets it have its caller's"},
+	{Where: `environment/(self|init)\.environ`, Line: compare.Order, Only: harness.NewRunc, Reason: "a variable that is set twice is where it was set first; the new runc has it where it was set last"},
 	{Where: `(least|few-namespaces)/(sysctl|uname)`, Line: `(kernel/hostname )?(\S+ \(none\) x86_64|\S+) ok`, Reason: "without a hostname or uts namespace of its own a container has the host's name under runc, the VM's here"},
 	{Where: `.*[/.](self|init)\.attr`, Line: `current ("" EINVAL|"unconfined" ok)`, Reason: "the guest's kernel has AppArmor, the oracle's none; nobody is confined by it"},
 
@@ -31,13 +36,14 @@ var acceptedDifferences = []compare.Accepted{
 	{Where: `.*[/.]places`, Line: `/sys/fs/cgroup .*`, Reason: cgroup2},
 
 	{Where: `.*[/.](self|init)\.mountinfo`, Line: `\S+ shows (BUNDLE|DIR|/Test\w+/\d+/)\S* of .*|\S+ shows /(ID|@\d+)/\S+ of virtiofs .*`, Reason: overVirtiofs},
+	{Where: `.*[/.](self|init)\.mountinfo`, Line: `(/sys/firmware|/proc/(acpi|asound|scsi)) shows / of tmpfs tmpfs, (nr_inodes=1,)?ro(,size=4k)?`, Only: harness.NewRunc, Reason: "the new runc limits the empty tmpfs that hides a directory, which is read-only under all"},
 	{Where: `.*[/.](self|init)\.mountinfo`, Line: `/proc/(kcore|sysrq-trigger|latency_stats|timer_stats|sched_debug|scsi|acpi) .*`, Reason: kernelDiffers},
 	{Where: `.*[/.]paths`, Line: `/proc/(kcore|sysrq-trigger|latency_stats|timer_stats|sched_debug|scsi|acpi) .*`, Reason: kernelDiffers},
 	{Where: `.*[/.]dev`, Line: `/dev/core .*`, Reason: kernelDiffers + ": runc links it if there is a /proc/kcore"},
 
-	{Where: `(rich|mounts)/places`, Line: `/tmp 04(0755|1770) 7:8`, Reason: "runc before 1.2 gives a tmpfs the mode of the directory below it, whatever its options say"},
-	{Where: `.*[/.](self|init)\.mountinfo`, Line: `\S+ shows / of tmpfs \S+, (mode=\d+,)?rw`, Reason: "runc before 1.2 gives a tmpfs the mode of the directory below it by chmod, not by an option"},
-	{Where: `(rich|user)/(self.status|prctl)`, Line: `(Umask:|umask) 0+2[27]`, Reason: "runc before 1.2 forgets the umask of processes that are added"},
+	{Where: `(rich|mounts)/places`, Line: `/tmp 04(0755|1770) 7:8`, Only: harness.OldRunc, Reason: "runc before 1.2 gives a tmpfs the mode of the directory below it, whatever its options say"},
+	{Where: `.*[/.](self|init)\.mountinfo`, Line: `\S+ shows / of tmpfs \S+, (mode=\d+,)?rw`, Only: harness.OldRunc, Reason: "runc before 1.2 gives a tmpfs the mode of the directory below it by chmod, not by an option"},
+	{Where: `(rich|user)/(self.status|prctl)`, Line: `(Umask:|umask) 0+2[27]`, Only: harness.OldRunc, Reason: "runc before 1.2 forgets the umask of processes that are added"},
 
 	{Where: `(rich|limits)/self.limits`, Line: `Max open files .*`, Reason: "runc built by Go 1.19 may raise the soft limit of open files of processes that are added to the hard one", Sometimes: true},
 
@@ -49,7 +55,7 @@ var acceptedDifferences = []compare.Accepted{
 	{Where: `documents/(state|list) .*`, Line: `(\[0\]\.)?annotations\.dev\.runv\..*`, Reason: "runv tells of the VM in annotations of its own"},
 	{Where: `documents/(state|list) .*`, Line: `(\[0\]\.)?ociVersion = "1\.[0-9.]+(-dev)?"`, Reason: "each tells the version of the specification that it knows"},
 	{Where: `documents/spec`, Line: `hostname = .*|ociVersion = .*`, Reason: "runv's specification names runv, and the version that it knows"},
-	{Where: `documents/spec`, Line: `process\.capabilities\.ambient.*`, Reason: "runc before 1.2 names ambient capabilities that the kernel lets nobody have", Sometimes: true},
+	{Where: `documents/spec`, Line: `process\.capabilities\.ambient.*`, Only: harness.OldRunc, Reason: "no ambient capabilities, which without inheritable ones nobody can have; the new runc's specification has none either"},
 	{Where: `documents/spec`, Line: `linux\.namespaces\[5\]\.type = "cgroup"`, Reason: cgroup2 + ", for which runc's specification has a cgroup namespace, too"},
 	{Where: `documents/stats`, Line: `data\..*`, Reason: cgroup2 + ", which counts other things"},
 	{Where: `additions/.*\.session`, Line: `processes seen: [0-9]+`, Reason: "a process of runc's own may still be seen when another is added", Sometimes: true},
@@ -69,42 +75,53 @@ const (
 	hostSpaces  = "the program compares or joins namespaces of the host; a container's are the guest's"
 )
 
-// imperfect are the programs of runtime-tools that do not pass under both.
+// Names of sides under which programs pass.
+var (
+	onlyRunv   = []string{runvName}
+	oldAndRunv = []string{harness.OldRunc, runvName}
+	newAndRunv = []string{harness.NewRunc, runvName}
+	oracles    = harness.OracleNames()
+	everywhere = append(harness.OracleNames(), runvName)
+)
+
+// imperfect are the programs of runtime-tools that do not pass under all runtimes.
 var imperfect = []program{
-	{name: "delete", reason: "both delete a container that is created, on which callers count"},
-	{name: "delete_resources", runc: true, reason: hostCgroup},
+	{name: "delete", reason: "all delete a container that is created, on which callers count"},
+	{name: "delete_resources", passes: oracles, reason: hostCgroup},
 	{name: "hooks", reason: hookTests},
 	{name: "hooks_stdin", reason: "the program wants the status created in prestart hooks, where the specification says creating"},
-	{name: "killsig", runc: true, runv: true, flaky: [2]bool{false, true}, reason: "the program sends the signal once the container runs, perhaps before its shell has set its trap; under TCG a shell starts slowly"},
+	{name: "killsig", passes: everywhere, flaky: onlyRunv, reason: "the program sends the signal once the container runs, perhaps before its shell has set its trap; under TCG a shell starts slowly"},
 	{name: "linux_cgroups_blkio", reason: "this kernel has no blkio.leaf_weight; the guest has no device of the numbers that are limited"},
-	{name: "linux_cgroups_cpus", runc: true, reason: hostCgroup},
+	{name: "linux_cgroups_cpus", passes: oracles, reason: hostCgroup},
 	{name: "linux_cgroups_devices", reason: "the program wants the list of the host's cgroup v1 to begin with its own rule; runc lists what it allows by default first. " + hostCgroup},
 	{name: "linux_cgroups_hugetlb", reason: noSuchGroup},
 	{name: "linux_cgroups_memory", reason: "this kernel has no limits of kernel memory. " + hostCgroup},
 	{name: "linux_cgroups_network", reason: noSuchGroup},
-	{name: "linux_cgroups_pids", runc: true, reason: hostCgroup},
+	{name: "linux_cgroups_pids", passes: oracles, reason: hostCgroup},
 	{name: "linux_cgroups_relative_blkio", reason: noSuchGroup},
-	{name: "linux_cgroups_relative_cpus", runc: true, reason: hostCgroup},
+	{name: "linux_cgroups_relative_cpus", passes: oracles, reason: hostCgroup},
 	{name: "linux_cgroups_relative_devices", reason: "as linux_cgroups_devices"},
 	{name: "linux_cgroups_relative_hugetlb", reason: noSuchGroup},
 	{name: "linux_cgroups_relative_memory", reason: "as linux_cgroups_memory"},
 	{name: "linux_cgroups_relative_network", reason: noSuchGroup},
-	{name: "linux_cgroups_relative_pids", runc: true, reason: hostCgroup},
+	{name: "linux_cgroups_relative_pids", passes: oracles, reason: hostCgroup},
+	{name: "linux_devices", passes: oldAndRunv, reason: "the program gives a FIFO device numbers, which the new runc then looks for in vain"},
 	{name: "linux_mount_label", reason: "neither kernel has SELinux"},
-	{name: "linux_ns_itype", runc: true, reason: hostSpaces},
-	{name: "linux_ns_nopath", runc: true, reason: hostSpaces},
-	{name: "linux_ns_path", runc: true, reason: hostSpaces},
+	{name: "linux_ns_itype", passes: oracles, reason: hostSpaces},
+	{name: "linux_ns_nopath", passes: oracles, reason: hostSpaces},
+	{name: "linux_ns_path", passes: oracles, reason: hostSpaces},
 	{name: "linux_process_apparmor_profile", reason: "the oracle's machine has no AppArmor, and runv refuses profiles by name"},
-	{name: "linux_rootfs_propagation", runv: true, reason: "runc binds the root to itself before pivot_root, which an unbindable one cannot be"},
-	{name: "linux_seccomp", runv: true, reason: "the program denies getcwd, by which runc 1.1 checks the working directory"},
+	{name: "linux_rootfs_propagation", passes: newAndRunv, reason: "the old runc binds the root to itself before pivot_root, which an unbindable one cannot be"},
+	{name: "linux_seccomp", passes: onlyRunv, reason: "the program denies getcwd, by which the runcs check the working directory"},
 	{name: "misc_props", reason: "the program gives the container no runtimetest to run"},
-	{name: "pidfile", runv: true, flaky: [2]bool{true, true}, reason: "the program signals a process that has ended"},
+	{name: "mounts", passes: oldAndRunv, reason: "the program binds with options of a tmpfs, which the new runc refuses"},
+	{name: "pidfile", passes: onlyRunv, flaky: everywhere, reason: "the program signals a process that has ended"},
 	{name: "poststart", reason: hookTests},
 	{name: "poststart_fail", reason: "a poststart hook that fails stops the container, as the specification says since 1.3"},
-	{name: "poststop_fail", runv: true, reason: "the program wants a warning in the log, which runc 1.1 writes but does not let it see"},
+	{name: "poststop_fail", passes: onlyRunv, reason: "the program wants a warning in the log, which the runcs write but do not let it see"},
 	{name: "prestart", reason: "the program wants prestart hooks after start, where the specification has them in create"},
-	{name: "process_capabilities", runv: true, reason: "the oracle's machine lacks capabilities that the program wants"},
-	{name: "process_capabilities_fail", reason: "both warn of a capability that they do not know, and go on"},
+	{name: "process_capabilities", passes: onlyRunv, reason: "the oracle's machine lacks capabilities that the program wants"},
+	{name: "process_capabilities_fail", reason: "all warn of a capability that they do not know, and go on"},
 	{name: "process_rlimits", reason: "runtimetest is a Go program, whose runtime raises the soft limit of open files before it looks"},
 	{name: "start", reason: "the program wants a container without a process to be created, and to fail at start"},
 }

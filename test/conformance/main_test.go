@@ -1,4 +1,4 @@
-// Package conformance compares runv with runc: what programs see in the same bundle, what the
+// Package conformance compares runv with runc, an old one and a new one: what programs see in the same bundle, what the
 // command line answers in each state of a container, and what the validation programs of
 // opencontainers/runtime-tools say of both.
 //
@@ -19,23 +19,11 @@ import (
 )
 
 var (
-	all      = flag.Bool("all", false, "run all cases and programs, not the representative part")
+	allCases = flag.Bool("all", false, "run all cases and programs, not the representative part")
 	writeDoc = flag.String("write", "", "with -all: write the results to this file")
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
-
-// oracle is the runc that runv is compared with: $RUNC, or the one in $PATH.
-func oracle(t testing.TB) string {
-	t.Helper()
-	name := os.Getenv("RUNC")
-	if name == "" {
-		name = "runc"
-	}
-	path, err := exec.LookPath(name)
-	assert.NilError(t, err, "make deps installs it")
-	return path
-}
 
 // goBuild builds packages, from a directory of this tree, into out.
 func goBuild(t testing.TB, dir, out string, packages ...string) {

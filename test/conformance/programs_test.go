@@ -28,14 +28,12 @@ const (
 	programTimeout = time.Minute
 )
 
-// program is one of runtime-tools' that does not pass under both runtimes, with the reason.
+// program is one of runtime-tools' that does not pass under all runtimes, with the reason.
 type program struct {
 	name   string
-	runc   bool // passes
-	runv   bool
+	passes []string // names of the sides under which it passes
+	flaky  []string // and of those under which it may end either way
 	reason string
-	// flaky programs may end either way under runc, or runv.
-	flaky [2]bool
 }
 
 // representative programs are run by make test.
@@ -43,12 +41,12 @@ var representative = []string{
 	"default", "kill", "linux_devices", "linux_masked_paths", "linux_readonly_paths", "linux_uid_mappings", "process_user",
 }
 
-// TestPrograms runs the validation programs of runtime-tools under runc and runv, and compares
+// TestPrograms runs the validation programs of runtime-tools under both runcs and runv, and compares
 // with the table of those that do not pass.
 func TestPrograms(t *testing.T) {
 	e := harness.New(t)
 	names := representative
-	if *all {
+	if *allCases {
 		names = programNames(t)
 	}
 	packages := []string{toolsModule + "/cmd/runtimetest"}
@@ -60,12 +58,13 @@ func TestPrograms(t *testing.T) {
 	goBuild(t, toolsDir, bin+"/", packages...)
 	// Root of a user namespace must get to the bundles.
 	assert.NilError(t, os.Chmod(filepath.Dir(e.Dir), 0o755))
-	both := sides(t, e.Dir)
-	var wrappers [2]string
-	for i, s := range both {
-		wrappers[i] = filepath.Join(e.Dir, "run-"+s.name)
+	all := sides(t, e.Dir)
+	wrappers := map[string]string{}
+	for _, s := range all {
+		wrapper := filepath.Join(e.Dir, "run-"+s.name)
+		wrappers[s.name] = wrapper
 		script := fmt.Sprintf("#!/bin/sh\nexec '%s' \"$@\"\n", strings.Join(s.argv, "' '"))
-		assert.NilError(t, os.WriteFile(wrappers[i], []byte(script), 0o755))
+		assert.NilError(t, os.WriteFile(wrapper, []byte(script), 0o755))
 	}
 	rootfs := filepath.Join(moduleDir(t), "rootfs-amd64.tar.gz")
 
@@ -75,21 +74,18 @@ func TestPrograms(t *testing.T) {
 				if !strings.Contains(name, "cgroups") && !strings.Contains(name, "resources") { // these use one cgroup all
 					t.Parallel()
 				}
-				expected := program{name: name, runc: true, runv: true}
-				if i := slices.IndexFunc(imperfect, func(p program) bool { return p.name == name }); i >= 0 {
-					expected = imperfect[i]
-				}
-				var passed [2]bool
-				for i, s := range both {
+				expected := expectedOf(name)
+				passed := map[string]bool{}
+				for _, s := range all {
 					dir := filepath.Join(e.Dir, name+"-"+s.name)
 					assert.NilError(t, os.Mkdir(dir, 0o755))
 					assert.NilError(t, os.Symlink(rootfs, filepath.Join(dir, filepath.Base(rootfs))))
 					assert.NilError(t, os.Link(filepath.Join(bin, "runtimetest"), filepath.Join(dir, "runtimetest")))
-					r := runProgram(t, filepath.Join(bin, name), dir, wrappers[i], s.name == "runc" && name == "linux_ns_itype")
-					passed[i] = r.passed()
-					want := [2]bool{expected.runc, expected.runv}[i]
-					if passed[i] != want && !expected.flaky[i] {
-						t.Errorf("%s: passes: %v, expected: %v\n%s", s.name, passed[i], want, r.explain())
+					r := runProgram(t, filepath.Join(bin, name), dir, wrappers[s.name], s.name != runvName && name == "linux_ns_itype")
+					passed[s.name] = r.passed()
+					want := slices.Contains(expected.passes, s.name)
+					if passed[s.name] != want && !slices.Contains(expected.flaky, s.name) {
+						t.Errorf("%s: passes: %v, expected: %v\n%s", s.name, passed[s.name], want, r.explain())
 					}
 					assert.NilError(t, os.RemoveAll(dir))
 				}
@@ -97,16 +93,26 @@ func TestPrograms(t *testing.T) {
 			})
 		}
 	})
-	if out, err := exec.Command(wrappers[0], "list", "-q").Output(); assert.Check(t, err) {
-		for id := range strings.FieldsSeq(string(out)) {
-			out, err := exec.Command(wrappers[0], "delete", "--force", id).CombinedOutput()
-			assert.Check(t, err, "%s", out)
+	for _, oracle := range harness.OracleNames() {
+		if out, err := exec.Command(wrappers[oracle], "list", "-q").Output(); assert.Check(t, err) {
+			for id := range strings.FieldsSeq(string(out)) {
+				out, err := exec.Command(wrappers[oracle], "delete", "--force", id).CombinedOutput()
+				assert.Check(t, err, "%s", out)
+			}
 		}
 	}
 	// Parents of cgroups stay, and cgroups of containers that could not be made.
 	for _, name := range []string{"cgrouptest", "testdir"} {
 		assert.Check(t, harness.RemoveCgroups(name))
 	}
+}
+
+// expectedOf is what the table of imperfect programs has for one, or that it passes everywhere.
+func expectedOf(name string) program {
+	if i := slices.IndexFunc(imperfect, func(p program) bool { return p.name == name }); i >= 0 {
+		return imperfect[i]
+	}
+	return program{name: name, passes: append(harness.OracleNames(), runvName)}
 }
 
 // programNames are those that the tools' go.mod lists.

@@ -30,14 +30,19 @@ type side struct {
 	root string   // of its state
 }
 
-// sides are runc and runv, with state directories of their own below dir.
-func sides(t testing.TB, dir string) [2]*side {
+// runvName is the name of the side that is under test.
+const runvName = "runv"
+
+// sides are the runcs and, as the last, runv, with state directories of their own below dir.
+func sides(t testing.TB, dir string) []*side {
 	t.Helper()
-	runc := &side{name: "runc", root: filepath.Join(dir, "runc")}
-	runc.argv = []string{oracle(t), "--root", runc.root}
-	runv := &side{name: "runv", root: filepath.Join(dir, "root")}
-	runv.argv = []string{filepath.Join(harness.TreeRoot(), "bin", "runv"), "--root", runv.root}
-	return [2]*side{runc, runv}
+	var all []*side
+	for _, o := range harness.Oracles(t) {
+		root := filepath.Join(dir, o.Name)
+		all = append(all, &side{name: o.Name, root: root, argv: []string{o.Path, "--root", root}})
+	}
+	root := filepath.Join(dir, "root")
+	return append(all, &side{name: runvName, root: root, argv: []string{filepath.Join(harness.TreeRoot(), "bin", "runv"), "--root", root}})
 }
 
 // trial is one case under one runtime: it does something and records what it sees.
@@ -127,7 +132,7 @@ func (t *trial) record(name string, lines ...string) {
 	t.seen.Add(name, t.neutral(lines)...)
 }
 
-// neutral replaces names that the trials of the two runtimes do not share.
+// neutral replaces names that the trials of the runtimes do not share.
 func (t *trial) neutral(lines []string) []string {
 	r := strings.NewReplacer(t.bundle, "BUNDLE", t.dir, "DIR", t.id, "ID")
 	all := make([]string, len(lines))

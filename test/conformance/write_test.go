@@ -29,16 +29,16 @@ var results collector
 type collector struct {
 	mu       sync.Mutex
 	programs map[string]programResult
-	verdicts map[string]compare.Verdict
-	reasons  map[string]map[string]bool // reason → names of cases
+	verdicts map[string]map[string]compare.Verdict // by case and oracle
+	reasons  map[string]map[string]bool            // reason → names of cases
 }
 
 type programResult struct {
-	passed   [2]bool
+	passed   map[string]bool // by side
 	expected program
 }
 
-func (c *collector) add(name string, passed [2]bool, expected program) {
+func (c *collector) add(name string, passed map[string]bool, expected program) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.programs == nil {
@@ -47,13 +47,16 @@ func (c *collector) add(name string, passed [2]bool, expected program) {
 	c.programs[name] = programResult{passed, expected}
 }
 
-func (c *collector) addVerdict(name string, v compare.Verdict) {
+func (c *collector) addVerdict(name, oracle string, v compare.Verdict) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.verdicts == nil {
-		c.verdicts = map[string]compare.Verdict{}
+		c.verdicts = map[string]map[string]compare.Verdict{}
 	}
-	c.verdicts[name] = v
+	if c.verdicts[name] == nil {
+		c.verdicts[name] = map[string]compare.Verdict{}
+	}
+	c.verdicts[name][oracle] = v
 }
 
 func (c *collector) addReasons(j *compare.Judge) {
@@ -80,32 +83,34 @@ func TestWritten(t *testing.T) {
 	if len(results.programs) != len(programNames(t)) || len(results.verdicts) != len(differentials) {
 		t.Fatalf("%d programs and %d cases have results: the document tells of all or is not written", len(results.programs), len(results.verdicts))
 	}
-	for name, v := range results.verdicts {
-		assert.Assert(t, len(v.Unexplained) == 0, "%s has unexplained differences: nothing is written", name)
+	for name, verdicts := range results.verdicts {
+		for oracle, v := range verdicts {
+			assert.Assert(t, len(v.Unexplained) == 0, "%s has unexplained differences from %s: nothing is written", name, oracle)
+		}
 	}
 	var b strings.Builder
 	b.WriteString(`# Conformance
 
-What runv does differently from runc, and why. ` + "`make conformance`" + ` runs all of it under both and writes this page; nobody
-edits it.
+What runv does differently from runc, and why. There are two runcs to compare with, since they differ and both are in use: an old one,
+Debian's, and a new one. ` + "`make conformance`" + ` runs all of it under the three and writes this page; nobody edits it.
 
 `)
 	machine(t, &b)
 	b.WriteString(`
 ## The same bundle under runc and runv
 
-Each case is a bundle that both run, or a use of the command line. A probe in the container prints what it sees:
-` + "`/proc/self/{status,limits,cgroup,mountinfo,attr,…}`" + `, those of PID 1, devices, what can be read, written and called. "Accepted" counts
-lines that only one of them prints, for a reason that the next table lists. A difference without a reason fails the run.
+Each case is a bundle that all run, or a use of the command line. A probe in the container prints what it sees:
+` + "`/proc/self/{status,limits,cgroup,mountinfo,attr,…}`" + `, those of PID 1, devices, what can be read, written and called. "Old" and
+"new" count the lines that only that runc or only runv prints, for a reason that the next table lists. A difference without a reason fails the run.
 
-| case | what it is | lines | accepted |
-|---|---|---|---|
+| case | what it is | lines | old | new |
+|---|---|---|---|---|
 `)
 	for _, d := range differentials {
-		v := results.verdicts[d.name]
-		fmt.Fprintf(&b, "| %s | %s | %d | %d |\n", d.name, cell(d.about), v.Lines, v.Explained)
+		old, new := results.verdicts[d.name][harness.OldRunc], results.verdicts[d.name][harness.NewRunc]
+		fmt.Fprintf(&b, "| %s | %s | %d | %d | %d |\n", d.name, cell(d.about), max(old.Lines, new.Lines), old.Explained, new.Explained)
 	}
-	b.WriteString("\n### Accepted differences\n\n| reason | cases |\n|---|---|\n")
+	b.WriteString("\n### Accepted differences\n\n\"From\" tells which runc differs so.\n\n| reason | from | cases |\n|---|---|---|\n")
 	for _, reason := range reasonsInOrder() {
 		cases := slices.Sorted(maps.Keys(results.reasons[reason]))
 		text := strings.Join(cases, ", ")
@@ -115,26 +120,26 @@ lines that only one of them prints, for a reason that the next table lists. A di
 		case len(cases) > len(differentials)/2:
 			text = fmt.Sprintf("most (%d)", len(cases))
 		}
-		fmt.Fprintf(&b, "| %s | %s |\n", cell(reason), text)
+		fmt.Fprintf(&b, "%s %s |\n", reasonRow(reason), text)
 	}
 	b.WriteString("\n### Fields of config.json that runv does not honour\n\n" + fieldTable())
-	var passed [2]int
+	passed := map[string]int{}
 	for _, r := range results.programs {
-		for i := range passed {
-			if r.passed[i] {
-				passed[i]++
+		for side, ok := range r.passed {
+			if ok {
+				passed[side]++
 			}
 		}
 	}
 	fmt.Fprintf(&b, `
 ## runtime-tools
 
-The validation programs of %s %s, each under runc and under runv on the same machine. Of %d programs
-runc passes %d, runv %d. A program passes when it ends with 0 and reports no failed test and no error.
+The validation programs of %s %s, each under both runcs and under runv on the same machine. Of %d programs
+the old runc passes %d, the new one %d, runv %d. A program passes when it ends with 0 and reports no failed test and no error.
 
-| program | runc | runv | reason |
-|---|---|---|---|
-`, toolsModule, toolsVersion(t), len(results.programs), passed[0], passed[1])
+| program | old runc | new runc | runv | reason |
+|---|---|---|---|---|
+`, toolsModule, toolsVersion(t), len(results.programs), passed[harness.OldRunc], passed[harness.NewRunc], passed[runvName])
 	for _, name := range slices.Sorted(maps.Keys(results.programs)) {
 		r := results.programs[name]
 		b.WriteString(programRow(name, r.expected) + "\n")
@@ -145,17 +150,29 @@ runc passes %d, runv %d. A program passes when it ends with 0 and reports no fai
 }
 
 func programRow(name string, p program) string {
-	return fmt.Sprintf("| %s | %s | %s | %s |", name, word(p.runc, p.flaky[0]), word(p.runv, p.flaky[1]), cell(p.reason))
+	row := "| " + name + " |"
+	for _, side := range append(harness.OracleNames(), runvName) {
+		word := "**fails**"
+		switch {
+		case slices.Contains(p.flaky, side):
+			word = "sometimes"
+		case slices.Contains(p.passes, side):
+			word = "passes"
+		}
+		row += " " + word + " |"
+	}
+	return row + " " + cell(p.reason) + " |"
 }
 
-func word(passes, flaky bool) string {
-	switch {
-	case flaky:
-		return "sometimes"
-	case passes:
-		return "passes"
+// reasonRow is the beginning of a reason's row.
+func reasonRow(reason string) string {
+	with := map[string]string{harness.OldRunc: "the old", harness.NewRunc: "the new"}
+	oracles := compare.With(acceptedDifferences, reason, harness.OracleNames())
+	text := "both"
+	if len(oracles) == 1 {
+		text = with[oracles[0]]
 	}
-	return "**fails**"
+	return fmt.Sprintf("| %s | %s |", cell(reason), text)
 }
 
 func cell(text string) string { return strings.ReplaceAll(text, "|", `\|`) }
@@ -173,9 +190,7 @@ func reasonsInOrder() []string {
 // machine tells what was compared with what.
 func machine(t *testing.T, b *strings.Builder) {
 	t.Helper()
-	version, err := exec.Command(oracle(t), "--version").Output()
-	assert.NilError(t, err)
-	first, _, _ := strings.Cut(string(version), "\n")
+	runcs := harness.Oracles(t)
 	var host unix.Utsname
 	assert.NilError(t, unix.Uname(&host))
 	data, err := os.ReadFile(filepath.Join(harness.TreeRoot(), "build", "guest", "guest.json"))
@@ -184,8 +199,8 @@ func machine(t *testing.T, b *strings.Builder) {
 		Kernel struct{ Release string } `json:"kernel"`
 	}
 	assert.NilError(t, json.Unmarshal(data, &guest))
-	fmt.Fprintf(b, "| | |\n|---|---|\n| oracle | %s |\n| its kernel | %s, cgroup v1 |\n| the guest's kernel | %s, cgroup v2 |\n",
-		first, text(host.Release[:]), guest.Kernel.Release)
+	fmt.Fprintf(b, "| | |\n|---|---|\n| the old runc | %s, Debian's |\n| the new runc | %s |\n| their kernel | %s, cgroup v1 |\n| the guest's kernel | %s, cgroup v2 |\n",
+		runcs[0].Version(t), runcs[1].Version(t), text(host.Release[:]), guest.Kernel.Release)
 }
 
 func text(b []byte) string {
@@ -213,22 +228,19 @@ func checkDocument(t *testing.T) {
 	doc := string(data)
 	const hint = "docs/conformance.md is not of these tables: run make conformance"
 	for _, reason := range reasonsInOrder() {
-		assert.Check(t, strings.Contains(doc, "\n| "+cell(reason)+" |"), "%s: no %q", hint, reason)
+		assert.Check(t, strings.Contains(doc, "\n"+reasonRow(reason)), "%s: no %q", hint, reasonRow(reason))
 	}
 	for _, d := range differentials {
 		assert.Check(t, strings.Contains(doc, fmt.Sprintf("\n| %s | %s |", d.name, cell(d.about))), "%s: no case %s", hint, d.name)
 	}
 	for _, name := range programNames(t) {
-		expected := program{runc: true, runv: true}
-		if i := slices.IndexFunc(imperfect, func(p program) bool { return p.name == name }); i >= 0 {
-			expected = imperfect[i]
-		}
-		assert.Check(t, strings.Contains(doc, "\n"+programRow(name, expected)+"\n"), "%s: no %s", hint, programRow(name, expected))
+		row := programRow(name, expectedOf(name))
+		assert.Check(t, strings.Contains(doc, "\n"+row+"\n"), "%s: no %s", hint, row)
 	}
 	assert.Check(t, strings.Contains(doc, "\n\n"+fieldTable()+"\n"), "%s: its table of fields is another", hint)
 	_, table, _ := readme(t)
 	assert.Check(t, table == fieldTable(), "README.md: its table of fields is not that of runv: run make conformance")
 	rows := strings.Count(doc, "\n| ") - strings.Count(doc, "\n| reason |") - strings.Count(doc, "\n| case |") - strings.Count(doc, "\n| program |") - strings.Count(doc, "\n| |") - strings.Count(doc, "\n| field |")
-	want := 3 + strings.Count(fieldTable(), "\n") - 2 + len(reasonsInOrder()) + len(differentials) + len(programNames(t))
+	want := 4 + strings.Count(fieldTable(), "\n") - 2 + len(reasonsInOrder()) + len(differentials) + len(programNames(t))
 	assert.Check(t, rows == want, "%s: it has %d rows of tables, not %d", hint, rows, want)
 }
