@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -83,43 +84,45 @@ func checkMembers(t *testing.T, e *harness.Env, id string) map[string]string {
 	return group
 }
 
-// TestCgroupAsRunc compares the cgroup of a bundle that names none and limits nothing with runc's,
+// TestCgroupAsRunc compares the cgroup of a bundle that names none and limits nothing with the runcs',
 // and then sees to the end of a VM whose supervisor was killed.
 func TestCgroupAsRunc(t *testing.T) {
-	runc, err := exec.LookPath("runc")
-	if err != nil {
-		t.Skip("no runc")
-	}
 	e := harness.New(t)
+	id := "box" + ownSuffix()
 	bundle := e.Bundle([]string{"sleep", "1000"})
-	root := filepath.Join(e.Dir, "runc")
-	theirs := func(args ...string) harness.Result {
-		return harness.Finish(exec.Command(runc, append([]string{"--root", root}, args...)...))
-	}
-	r := theirs("run", "--detach", "--bundle", bundle, "box")
-	assert.Equal(t, r.Code, 0, r.Stderr)
-	defer theirs("delete", "--force", "box")
+	var theirs *harness.Runc
 	var state specs.State
-	assert.NilError(t, json.Unmarshal([]byte(theirs("state", "box").Stdout), &state))
-	want := cgroups(t, strconv.Itoa(state.Pid))
+	var want map[string]string
+	for i, runc := range e.Runcs() {
+		if i > 0 {
+			assert.Equal(t, theirs.Run("delete", "--force", id).Code, 0)
+		}
+		theirs = runc
+		r := theirs.Run("run", "--detach", "--bundle", bundle, id)
+		assert.Equal(t, r.Code, 0, "%s: %s", theirs.Name, r.Stderr)
+		assert.NilError(t, json.Unmarshal([]byte(theirs.Run("state", id).Stdout), &state))
+		got := cgroups(t, strconv.Itoa(state.Pid))
+		assert.Assert(t, want == nil || maps.Equal(got, want), "%s: %v, not %v", theirs.Name, got, want)
+		want = got
+	}
 	// Who has a container of this id already keeps his cgroup to himself.
-	ours := e.Run("run", "--detach", "--bundle", bundle, "box")
+	ours := e.Run("run", "--detach", "--bundle", bundle, id)
 	assert.Equal(t, ours.Code, 0, "without limits the VM can do without: %s", ours.Stderr)
-	assert.DeepEqual(t, cgroups(t, strconv.Itoa(e.Pod("box").VM[0].PID)), cgroups(t, "self"))
+	assert.DeepEqual(t, cgroups(t, strconv.Itoa(e.Pod(id).VM[0].PID)), cgroups(t, "self"))
 	assert.DeepEqual(t, cgroups(t, strconv.Itoa(state.Pid)), want)
-	e.OK("delete", "--force", "box")
-	assert.Equal(t, theirs("delete", "--force", "box").Code, 0)
+	e.OK("delete", "--force", id)
+	assert.Equal(t, theirs.Run("delete", "--force", id).Code, 0)
 
-	e.OK("run", "--detach", "--bundle", bundle, "box")
-	group := checkMembers(t, e, "box")
+	e.OK("run", "--detach", "--bundle", bundle, id)
+	group := checkMembers(t, e, id)
 	if _, hybrid := want[""]; hybrid && len(want) > 1 {
 		// runc forgets its caller's cgroup in the v2 hierarchy beside v1.
 		delete(want, "")
 		delete(group, "")
 	}
 	assert.DeepEqual(t, group, want)
-	recorded := e.State("box").Annotations["dev.runv.cgroup"]
-	assert.Assert(t, strings.HasSuffix(recorded, "/box"), recorded)
+	recorded := e.State(id).Annotations["dev.runv.cgroup"]
+	assert.Assert(t, strings.HasSuffix(recorded, "/"+id), recorded)
 
 	// A foreign process in the cgroup is nobody's to kill.
 	foreign := exec.Command("sleep", "1000")
@@ -128,14 +131,14 @@ func TestCgroupAsRunc(t *testing.T) {
 	defer func() { _ = foreign.Process.Kill() }()
 	procs := filepath.Join(recorded, "cgroup.procs")
 	assert.NilError(t, os.WriteFile(procs, []byte(strconv.Itoa(foreign.Process.Pid)), 0))
-	assert.NilError(t, syscall.Kill(e.Pod("box").Supervisor.PID, syscall.SIGKILL))
-	r = e.Run("delete", "--force", "box")
+	assert.NilError(t, syscall.Kill(e.Pod(id).Supervisor.PID, syscall.SIGKILL))
+	r := e.Run("delete", "--force", id)
 	assert.Equal(t, r.Code, 1)
 	assert.Assert(t, cmp.Contains(r.Stderr, fmt.Sprintf("rmdir %s: device or resource busy: 1 processes are in it, such as %d", recorded, foreign.Process.Pid)))
 	assert.NilError(t, foreign.Process.Signal(syscall.Signal(0)), "it lives")
 	assert.NilError(t, foreign.Process.Kill())
 	_ = foreign.Wait()
-	e.OK("delete", "--force", "box")
+	e.OK("delete", "--force", id)
 	e.CheckNothingLeft()
 }
 

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -157,24 +156,21 @@ func TestHooks(t *testing.T) {
 	e.CheckNothingLeft()
 }
 
-// TestHooksAsRunc runs the same bundle under runc and compares what the hooks of the host see. runc
+// TestHooksAsRunc runs the same bundle under both runcs and compares what the hooks of the host see. runc
 // before 1.3 runs poststart at create, with status created.
 func TestHooksAsRunc(t *testing.T) {
-	runc, err := exec.LookPath("runc")
-	if err != nil {
-		t.Skip("no runc")
-	}
 	e := harness.New(t)
+	id := "web" + ownSuffix()
 	life := func(log string, run func(args ...string) (int, string), bundle string) map[string]string {
-		code, text := run("create", "--bundle", bundle, "web")
+		code, text := run("create", "--bundle", bundle, id)
 		assert.Equal(t, code, 0, text)
-		code, text = run("start", "web")
+		code, text = run("start", id)
 		assert.Equal(t, code, 0, text)
 		harness.Eventually(t, "it ends", func() bool {
-			_, text := run("state", "web")
+			_, text := run("state", id)
 			return strings.Contains(text, `"stopped"`)
 		})
-		code, text = run("delete", "web")
+		code, text = run("delete", id)
 		assert.Equal(t, code, 0, text)
 		seen := map[string]string{}
 		for _, c := range calls(t, log) {
@@ -194,17 +190,18 @@ func TestHooksAsRunc(t *testing.T) {
 	bundle, log := hooked(t, e, "", []string{"true"}, func(s *specs.Spec) {
 		s.Hooks.CreateContainer, s.Hooks.StartContainer = nil, nil // runc resolves the path of createContainer on the host
 	})
-	root := filepath.Join(e.Dir, "runc")
-	theirs := life(log, func(args ...string) (int, string) {
-		r := harness.Finish(exec.Command(runc, append([]string{"--root", root}, args...)...))
-		return r.Code, r.Stdout + r.Stderr
-	}, bundle)
-	assert.NilError(t, os.Remove(log))
 	ours := life(log, func(args ...string) (int, string) {
 		r := e.Run(args...)
 		return r.Code, r.Stdout + r.Stderr
 	}, bundle)
-	assert.DeepEqual(t, ours, theirs)
+	for _, runc := range e.Runcs() {
+		assert.NilError(t, os.Remove(log))
+		theirs := life(log, func(args ...string) (int, string) {
+			r := runc.Run(args...)
+			return r.Code, r.Stdout + r.Stderr
+		}, bundle)
+		assert.Check(t, cmp.DeepEqual(ours, theirs), runc.Name)
+	}
 }
 
 // TestFailingHooks makes a hook of each phase fail: the command says which and why, and what it has

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -258,10 +257,12 @@ echo $$
 `
 	bundle := e.Bundle([]string{"sh", "-c", script}, func(s *specs.Spec) { s.Root.Readonly = true })
 	ours := e.Run("run", "--bundle", bundle, "web")
-	theirs := harness.Finish(exec.Command("runc", "--root", filepath.Join(e.Dir, "runc"), "run", "--bundle", bundle, "runv-test-oracle"))
-	assert.Equal(t, theirs.Code, 0, theirs.Stderr)
 	assert.Equal(t, ours.Code, 0, ours.Stderr)
-	assert.DeepEqual(t, normal(ours.Stdout), normal(theirs.Stdout))
+	for _, runc := range e.Runcs() {
+		theirs := runc.Run("run", "--bundle", bundle, "oracle"+ownSuffix())
+		assert.Equal(t, theirs.Code, 0, "%s: %s", runc.Name, theirs.Stderr)
+		assert.DeepEqual(t, normal(ours.Stdout), normal(theirs.Stdout))
+	}
 }
 
 // normal drops what must differ: the host of the tests has cgroup v1, and the kernels

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -46,17 +45,9 @@ func inUserNS(t *testing.T, e *harness.Env, bundle string) {
 	}))
 }
 
-// runcRun is the oracle: it runs a bundle under runc.
-func runcRun(t *testing.T, e *harness.Env, bundle string, args ...string) harness.Result {
-	t.Helper()
-	runc, err := exec.LookPath("runc")
-	if err != nil {
-		t.Skip("needs runc")
-	}
+// anyRunc lets both oracles read a bundle, the older of which does not know the newest specification.
+func anyRunc(e *harness.Env, bundle string) {
 	e.EditSpec(bundle, func(s *specs.Spec) { s.Version = "1.0.2" })
-	cmd := exec.Command(runc, append([]string{"--root", filepath.Join(e.Dir, "runc")}, args...)...)
-	cmd.Dir = bundle
-	return harness.Finish(cmd)
 }
 
 // describeUser tells what a process in a user namespace is and sees, all that must be as under runc.
@@ -88,34 +79,24 @@ func TestUserNamespaceLikeRunc(t *testing.T) {
 		s.Mounts = s.Mounts[:6]
 		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.CgroupNamespace })
 	})
-	id := fmt.Sprintf("runv-test-%d", os.Getpid())
+	id := "oracle" + ownSuffix()
 	execs := [][]string{
 		{"exec", "-e", "NAME=root"},
 		{"exec", "-e", "NAME=user", "--user", "1000:1001"},
 		{"exec", "-e", "NAME=caps", "--user", "0:0", "--cap", "CAP_SYS_ADMIN", "--cap", "CAP_CHOWN"},
 	}
-	var results [2][]string
-	for i, run := range []func(args ...string) harness.Result{
-		func(args ...string) harness.Result { return runcRun(t, e, bundle, args...) },
-		func(args ...string) harness.Result { return e.Run(args...) },
-	} {
+	anyRunc(e, bundle)
+	all := runtimes(e)
+	results := make([][]string, len(all))
+	for i, rt := range all {
+		run := func(args ...string) harness.Result { return harness.Finish(rt.command(args...)) }
 		assert.NilError(t, os.Chmod(filepath.Join(rootfs, "tmp"), 0o1777))
 		log := filepath.Join(e.Dir, fmt.Sprint("log", i))
 		out, err := os.Create(log)
 		assert.NilError(t, err)
-		var cmd *exec.Cmd
-		args := []string{"run", "--detach", "--bundle", bundle, id}
-		if i == 0 {
-			cmd = exec.Command("runc", append([]string{"--root", filepath.Join(e.Dir, "runc")}, args...)...)
-			e.EditSpec(bundle, func(s *specs.Spec) { s.Version = "1.0.2" })
-		} else {
-			cmd = e.Command(args...)
-		}
+		cmd := rt.command("run", "--detach", "--bundle", bundle, id)
 		cmd.Stdout, cmd.Stderr = out, out
 		assert.NilError(t, cmd.Run())
-		t.Cleanup(func() {
-			_ = exec.Command("runc", "--root", filepath.Join(e.Dir, "runc"), "delete", "--force", id).Run()
-		})
 		assert.NilError(t, out.Close())
 		harness.Eventually(t, "init has told all", func() bool {
 			_, err := os.Lstat(filepath.Join(rootfs, "tmp/init"))
@@ -139,10 +120,13 @@ func TestUserNamespaceLikeRunc(t *testing.T) {
 		r := run("delete", "--force", id)
 		assert.Equal(t, r.Code, 0, r.Stderr)
 	}
-	for i, want := range results[0] {
-		assert.Equal(t, results[1][i], want)
+	ours := results[len(all)-1]
+	for n, theirs := range results[:len(all)-1] {
+		for i, want := range theirs {
+			assert.Equal(t, ours[i], want, all[n].name)
+		}
 	}
-	assert.Assert(t, cmp.Contains(results[1][0], " 0 100000 65536\n"))
+	assert.Assert(t, cmp.Contains(ours[0], " 0 100000 65536\n"))
 }
 
 func owner(fi fs.FileInfo) string {

@@ -1,8 +1,8 @@
 package integration
 
 import (
-	"cmp"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -20,9 +20,9 @@ import (
 	"runv/test/harness"
 )
 
-// acceptedCLI are the differences between runc's command line and ours that stay, by test and step
-// of its session, each with its reason. A difference that is not here fails the test, and so does
-// one that is here and has gone.
+// acceptedCLI are the differences between the runcs' command lines and ours that stay, by test and step
+// of its session, each with its reason. A step that is followed by "@" and an oracle's name differs from that one only.
+// A difference that is not here fails the test, and so does one that is here and has gone.
 var acceptedCLI = map[string]map[string]string{
 	"TestCommandLineParity": {
 		"exec box nosuch":                     "127, the status that callers make of the text; runc's is 255 for all",
@@ -56,6 +56,7 @@ var acceptedCLI = map[string]map[string]string{
 		"restore box":                         "refused by name",
 		"--log-format xx list":                "the text names the flag, with the same status",
 		"--rootless true list -q":             "runv needs root",
+		"--root nosuch list -q@runc-new":      "the new one wants the directory to be there",
 		"nosuchcommand":                       "status 1, for all usage errors; runc's is 3 for this one",
 		"run":                                 "one line instead of the help, with the same status",
 		"run a b":                             "one line instead of the help, with the same status",
@@ -74,25 +75,19 @@ var acceptedCLI = map[string]map[string]string{
 	},
 }
 
-// commandLine is one of the two command lines.
+// commandLine is one of the command lines that are compared.
 type commandLine struct {
 	name    string
 	command func(args ...string) *exec.Cmd
 }
 
-func runtimes(t *testing.T, e *harness.Env) (theirs, ours commandLine) {
-	t.Helper()
-	root := filepath.Join(e.Dir, "runc")
-	theirs = commandLine{"runc", func(args ...string) *exec.Cmd {
-		return exec.Command(cmp.Or(os.Getenv("RUNC"), "runc"), append([]string{"--root", root}, args...)...)
-	}}
-	t.Cleanup(func() {
-		out, _ := theirs.command("list", "-q").Output()
-		for id := range strings.FieldsSeq(string(out)) {
-			assert.Check(t, theirs.command("delete", "--force", id).Run())
-		}
-	})
-	return theirs, commandLine{"runv", func(args ...string) *exec.Cmd { return e.Command(args...) }}
+// runtimes are the oracles, the older first, and runv as the last.
+func runtimes(e *harness.Env) []commandLine {
+	var all []commandLine
+	for _, r := range e.Runcs() {
+		all = append(all, commandLine{r.Name, r.Command})
+	}
+	return append(all, commandLine{"runv", e.Command})
 }
 
 // answer is what callers see of a command.
@@ -111,8 +106,8 @@ var (
 	created   = regexp.MustCompile(`"created":"[^"]*"`)
 )
 
-func ask(cmd *exec.Cmd) answer {
-	r := harness.Finish(cmd)
+// answerOf is what callers see of how a command ended.
+func answerOf(r harness.Result) answer {
 	r.Stderr = runcRetries.ReplaceAllString(r.Stderr, "") // busy machines make runc tell of its patience
 	text := strings.TrimSpace(r.Stderr)
 	if m := logrusMessage.FindStringSubmatch(r.Stderr); m != nil {
@@ -151,57 +146,107 @@ func cmds(lines string) (steps []step) {
 	return steps
 }
 
-// session is a conversation with both.
+// session is a conversation with one of the command lines.
 type session struct {
-	t            *testing.T
-	theirs, ours commandLine
-	stale        map[string]bool // accepted differences that were not seen
+	commandLine
+	t       *testing.T
+	dir     string // where its commands run; of the same path for all
+	names   []string
+	answers []answer
 }
 
-// newSession begins one. At the test's end it fails for differences that the table has in vain.
-func newSession(t *testing.T, e *harness.Env) *session {
-	t.Helper()
-	s := &session{t: t, stale: map[string]bool{}}
-	s.theirs, s.ours = runtimes(t, e)
-	for name := range acceptedCLI[t.Name()] {
-		s.stale[name] = true
-	}
-	t.Cleanup(func() {
-		for name := range s.stale {
-			t.Errorf("%s: no difference any more; remove it from the table", name)
-		}
-	})
-	return s
-}
-
-// compare runs steps under both, each under one first, and holds the differences against the table.
-func (s *session) compare(steps []step) {
+// do runs steps and keeps the answers.
+func (s *session) do(steps []step) {
 	s.t.Helper()
-	dir := s.t.TempDir()
-	answers := make([][2]answer, len(steps))
-	for rt, r := range []commandLine{s.theirs, s.ours} {
-		for i, step := range steps {
-			cmd := r.command(step.args...)
-			cmd.Dir = dir
-			answers[i][rt] = ask(cmd).normalJSON()
+	for _, step := range steps {
+		cmd := s.command(step.args...)
+		cmd.Dir = s.dir
+		r := harness.Finish(cmd)
+		for _, text := range []*string{&r.Stdout, &r.Stderr} {
+			*text = strings.ReplaceAll(*text, ownSuffix(), "")
 		}
-	}
-	for i, step := range steps {
-		a := answers[i]
-		if a[0] == a[1] {
-			continue
-		}
-		if _, ok := acceptedCLI[s.t.Name()][step.name]; !ok {
-			s.t.Errorf("%s:\nrunc: %+v\nrunv: %+v", step.name, a[0], a[1])
-		}
-		delete(s.stale, step.name)
+		s.names = append(s.names, step.name)
+		s.answers = append(s.answers, answerOf(r).normalJSON())
 	}
 }
 
-// TestCommandLineParity is a session of all commands under runc and under runv.
+// ok runs a command that must succeed and is not compared.
+func (s *session) ok(args ...string) {
+	s.t.Helper()
+	r := harness.Finish(s.command(args...))
+	assert.Equal(s.t, r.Code, 0, "%s %v: %s", s.name, args, r.Stderr)
+}
+
+// await waits until a container has stopped.
+func (s *session) awaitStopped(id string) {
+	s.t.Helper()
+	harness.Eventually(s.t, s.name+"'s has stopped", func() bool {
+		out, _ := s.command("state", id).Output()
+		return strings.Contains(string(out), `"stopped"`)
+	})
+}
+
+// ownSuffix makes ids that no other test process has: runc's containers have cgroups at the root of a v2 hierarchy that is
+// beside v1.
+func ownSuffix() string { return fmt.Sprintf("-p%d", os.Getpid()) }
+
+// withOwnIDs gives the containers of sessions ids of this process's own.
+func (c commandLine) withOwnIDs() commandLine {
+	return commandLine{c.name, func(args ...string) *exec.Cmd {
+		own := slices.Clone(args)
+		for i, arg := range own {
+			if arg == "box" || arg == "web" {
+				own[i] += ownSuffix()
+			}
+		}
+		return c.command(own...)
+	}}
+}
+
+// compareSessions has the same conversation with all runtimes, one after the other so that none is in another's way, and holds
+// the differences between each oracle and runv against the table.
+func compareSessions(t *testing.T, e *harness.Env, converse func(*session)) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "here")
+	var all []*session
+	for _, rt := range runtimes(e) {
+		assert.NilError(t, os.Mkdir(dir, 0o755))
+		s := &session{commandLine: rt.withOwnIDs(), t: t, dir: dir}
+		converse(s)
+		assert.NilError(t, os.RemoveAll(dir))
+		all = append(all, s)
+	}
+	seen := map[string][]string{} // by step: the oracles from which runv differs
+	ours := all[len(all)-1]
+	for _, theirs := range all[:len(all)-1] {
+		assert.DeepEqual(t, theirs.names, ours.names)
+		for i, a := range theirs.answers {
+			b, name := ours.answers[i], ours.names[i]
+			if a == b {
+				continue
+			}
+			if !slices.Contains(seen[name], theirs.name) {
+				seen[name] = append(seen[name], theirs.name)
+			}
+			table := acceptedCLI[t.Name()]
+			if table[name] == "" && table[name+"@"+theirs.name] == "" {
+				t.Errorf("%s:\n%s: %+v\nrunv: %+v", name, theirs.name, a, b)
+			}
+		}
+	}
+	for key := range acceptedCLI[t.Name()] {
+		name, only, _ := strings.Cut(key, "@")
+		for _, oracle := range harness.OracleNames() {
+			if only == "" || only == oracle {
+				assert.Check(t, slices.Contains(seen[name], oracle), "%s: no difference from %s any more; change the table", name, oracle)
+			}
+		}
+	}
+}
+
+// TestCommandLineParity is a session of all commands under both runcs and under runv.
 func TestCommandLineParity(t *testing.T) {
 	e := harness.New(t)
-	session := newSession(t, e)
 	bundle := e.Bundle([]string{"sleep", "1000"})
 	assert.NilError(t, os.WriteFile(filepath.Join(bundle, "rootfs", "plain"), []byte("no program"), 0o644))
 	process := filepath.Join(e.Dir, "process.json")
@@ -295,62 +340,54 @@ func TestCommandLineParity(t *testing.T) {
 	steps = append(steps, cmds(`
 		kill box KILL
 	`)...)
-	session.compare(steps)
-
-	// Its end is told by who waits for it, not by kill.
-	e.AwaitStatus("box", specs.StateStopped)
-	harness.Eventually(t, "runc's has stopped", func() bool {
-		out, _ := session.theirs.command("state", "box").Output()
-		return strings.Contains(string(out), "stopped")
-	})
-	session.compare(cmds(`
-		kill box KILL
-		kill --all box KILL
-		exec box true
-		start box
-		pause box
-		resume box
-		ps --format table box
-		events --stats box
-		checkpoint box
-		restore box
-		delete box
-		delete --force box
-		state box2
-		spec --rootless
-		--log-format xx list
-		--rootless true list -q
-		--rootless false list -q
-		--systemd-cgroup list -q
-		--root nosuch list -q
-		nosuchcommand
-		run
-		run a b
-		--nosuchflag
-		create a/b
-	`))
-
 	config := t.TempDir()
-	session.compare([]step{{"run with an empty id", []string{"run", ""}}})
-	for _, rt := range []commandLine{session.theirs, session.ours} {
-		dir := filepath.Join(config, rt.name)
+	compareSessions(t, e, func(s *session) {
+		s.do(steps)
+		s.awaitStopped("box") // its end is told by who waits for it, not by kill
+		s.do(cmds(`
+			kill box KILL
+			kill --all box KILL
+			exec box true
+			start box
+			pause box
+			resume box
+			ps --format table box
+			events --stats box
+			checkpoint box
+			restore box
+			delete box
+			delete --force box
+			state box2
+			spec --rootless
+			--log-format xx list
+			--rootless true list -q
+			--rootless false list -q
+			--systemd-cgroup list -q
+			--root nosuch list -q
+			nosuchcommand
+			run
+			run a b
+			--nosuchflag
+			create a/b
+		`))
+		s.do([]step{{"run with an empty id", []string{"run", ""}}})
+		dir := filepath.Join(config, s.name)
 		assert.NilError(t, os.Mkdir(dir, 0o755))
 		for want, code := range []int{0, 1} {
-			r := harness.Finish(rt.command("spec", "-b", dir))
-			assert.Equal(t, r.Code, code, "%s spec %d: %s", rt.name, want, r.Stderr)
+			r := harness.Finish(s.command("spec", "-b", dir))
+			assert.Equal(t, r.Code, code, "%s spec %d: %s", s.name, want, r.Stderr)
 		}
-	}
+	})
 }
 
 // TestRefusedRunsParity starts what cannot start: nothing is left and the status is runc's.
 func TestRefusedRunsParity(t *testing.T) {
 	e := harness.New(t)
-	session := newSession(t, e)
 	run := func(name string, edit func(*specs.Spec)) step {
 		bundle := e.Bundle([]string{"true"}, edit)
 		return step{name, []string{"run", "--bundle", bundle, "web"}}
 	}
-	session.compare([]step{
+	steps := []step{
 		run("run with unknown capability", func(s *specs.Spec) {
 			s.Process.Capabilities.Bounding = append(s.Process.Capabilities.Bounding, "CAP_FLY")
 		}),
@@ -364,91 +401,78 @@ func TestRefusedRunsParity(t *testing.T) {
 			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_ODD", Soft: 1, Hard: 1}}
 		}),
 		run("run with a variable that is none", func(s *specs.Spec) { s.Process.Env = []string{"PATH=/bin", "NONE"} }),
-	})
+	}
+	compareSessions(t, e, func(s *session) { s.do(steps) })
 	e.CheckNothingLeft()
 }
 
 // TestSignalsBeforeStart sends signals to a created container.
 func TestSignalsBeforeStart(t *testing.T) {
 	e := harness.New(t)
-	session := newSession(t, e)
-	theirs, ours := session.theirs, session.ours
 	bundle := e.Bundle([]string{"sh", "-c", `
 		trap "echo usr1" USR1; trap "echo rtmin+3" 37; trap "echo rtmax-1" 63; trap "echo term; exit 5" TERM
 		echo ready; while :; do sleep 0.05; done`})
-	outputs := map[string]*os.File{}
-	for _, rt := range []commandLine{theirs, ours} {
-		create := rt.command("create", "--bundle", bundle, "web")
-		out, err := os.Create(filepath.Join(e.Dir, rt.name+".out"))
+	compareSessions(t, e, func(s *session) {
+		create := s.command("create", "--bundle", bundle, "web")
+		out, err := os.Create(filepath.Join(e.Dir, s.name+".out"))
 		assert.NilError(t, err)
 		defer out.Close()
 		create.Stdout = out
 		r := harness.Finish(create)
 		assert.Equal(t, r.Code, 0, r.Stderr)
-		outputs[rt.name] = out
-	}
-	// These are lost, as is what a paused one gets: it is created again afterwards.
-	session.compare(cmds(`
-		kill web USR1
-		kill web WINCH
-		kill web 37
-		pause web
-		start web
-		resume web
-		kill web 0
-		start web
-	`))
-	sees := func(text string) {
-		t.Helper()
-		for name, f := range outputs {
-			harness.Eventually(t, name+" has written "+text, func() bool {
-				data, err := os.ReadFile(f.Name())
+		// These are lost, as is what a paused one gets: it is created again afterwards.
+		s.do(cmds(`
+			kill web USR1
+			kill web WINCH
+			kill web 37
+			pause web
+			start web
+			resume web
+			kill web 0
+			start web
+		`))
+		sees := func(text string) {
+			t.Helper()
+			harness.Eventually(t, s.name+" has written "+text, func() bool {
+				data, err := os.ReadFile(out.Name())
 				return err == nil && strings.HasSuffix(string(data), text+"\n")
 			})
 		}
-	}
-	sees("ready")
-	for _, s := range []struct{ theirs, ours, want string }{
-		{"SIGUSR1", "usr1", "usr1"},
-		{"37", "SIGRTMIN+3", "rtmin+3"},
-		{"63", "RTMAX-1", "rtmax-1"},
-		{"37", "rtmin+3", "rtmin+3"},
-		{"TERM", "sigterm", "term"},
-	} {
-		for rt, signal := range map[*commandLine]string{&theirs: s.theirs, &ours: s.ours} {
-			r := harness.Finish(rt.command("kill", "web", signal))
-			assert.Equal(t, r.Code, 0, r.Stderr)
+		sees("ready")
+		for _, signal := range []struct{ theirs, ours, want string }{
+			{"SIGUSR1", "usr1", "usr1"},
+			{"37", "SIGRTMIN+3", "rtmin+3"},
+			{"63", "RTMAX-1", "rtmax-1"},
+			{"37", "rtmin+3", "rtmin+3"},
+			{"TERM", "sigterm", "term"},
+		} {
+			name := signal.theirs
+			if s.name == "runv" {
+				name = signal.ours
+			}
+			s.ok("kill", "web", name)
+			sees(signal.want)
 		}
-		sees(s.want)
-	}
-	for _, f := range outputs {
-		data, err := os.ReadFile(f.Name())
+		data, err := os.ReadFile(out.Name())
 		assert.NilError(t, err)
 		assert.Equal(t, string(data), "ready\nusr1\nrtmin+3\nrtmax-1\nrtmin+3\nterm\n")
-	}
-	for _, rt := range []commandLine{theirs, ours} {
-		r := harness.Finish(rt.command("delete", "--force", "web"))
-		assert.Equal(t, r.Code, 0, r.Stderr)
-		r = harness.Finish(rt.command("create", "--bundle", bundle, "web"))
-		assert.Equal(t, r.Code, 0, r.Stderr)
-		r = harness.Finish(rt.command("kill", "web", "TERM"))
-		assert.Equal(t, r.Code, 0, r.Stderr)
-		harness.Eventually(t, rt.name+" ends it", func() bool {
-			out, _ := rt.command("state", "web").Output()
-			return strings.Contains(string(out), "stopped")
-		})
-	}
-	session.compare(cmds(`
-		start web
-		kill web TERM
-		delete web
-	`))
+		s.ok("delete", "--force", "web")
+		s.ok("create", "--bundle", bundle, "web")
+		s.ok("kill", "web", "TERM")
+		s.awaitStopped("web")
+		s.do(cmds(`
+			start web
+			kill web TERM
+			delete web
+		`))
+	})
 }
 
-// TestFlagsOfRunc asks for help, of runc and of ours: whatever flag runc has, runv has too.
+// TestFlagsOfRunc asks for help, of the runcs and of ours: whatever flag one of them has, runv has too.
 func TestFlagsOfRunc(t *testing.T) {
 	e := harness.New(t)
-	theirs, ours := runtimes(t, e)
+	all := runtimes(e)
+	ours := all[len(all)-1]
 	flagLine := regexp.MustCompile(`(?m)^\s+((?:-{1,2}[a-z-]+(?: value)?(?:, )?)+)`)
 	flag := regexp.MustCompile(`-{1,2}[a-z][a-z-]*`)
 	flags := func(rt commandLine, args ...string) (all []string) {
@@ -473,12 +497,14 @@ func TestFlagsOfRunc(t *testing.T) {
 	} {
 		args := strings.Fields(command)
 		has := flags(ours, args...)
-		for _, f := range flags(theirs, args...) {
-			name := strings.TrimSpace(command + " " + f)
-			if _, ok := hidden[name]; ok || slices.Contains(has, f) {
-				continue
+		for _, theirs := range all[:len(all)-1] {
+			for _, f := range flags(theirs, args...) {
+				name := strings.TrimSpace(command + " " + f)
+				if _, ok := hidden[name]; ok || slices.Contains(has, f) {
+					continue
+				}
+				t.Errorf("%s has %s, and runv has not", theirs.name, name)
 			}
-			t.Errorf("runc has %s, and runv has not", name)
 		}
 	}
 }
@@ -486,48 +512,53 @@ func TestFlagsOfRunc(t *testing.T) {
 // TestProcessesParity looks at what is left of processes: orphans, zombies, terminals.
 func TestProcessesParity(t *testing.T) {
 	e := harness.New(t)
-	theirs, ours := runtimes(t, e)
+	all := runtimes(e)
 	bundle := e.Bundle([]string{"sleep", "1000"})
-	for _, rt := range []commandLine{theirs, ours} {
-		r := harness.Finish(rt.command("run", "-d", "--bundle", bundle, "box"))
-		assert.Equal(t, r.Code, 0, r.Stderr)
+	box := func(rt commandLine) string { return "box-" + rt.name + ownSuffix() } // one cgroup each
+	for _, rt := range all {
+		r := harness.Finish(rt.command("run", "-d", "--bundle", bundle, box(rt)))
+		assert.Equal(t, r.Code, 0, "%s: %s", rt.name, r.Stderr)
 	}
-	both := func(t *testing.T, script string) {
+	same := func(t *testing.T, script string) {
 		t.Helper()
-		var out [2]harness.Result
-		for i, rt := range []commandLine{theirs, ours} {
-			out[i] = harness.Finish(rt.command("exec", "box", "sh", "-c", script))
+		var out []harness.Result
+		for _, rt := range all {
+			out = append(out, harness.Finish(rt.command("exec", box(rt), "sh", "-c", script)))
 		}
-		assert.Equal(t, out[1].Stdout, out[0].Stdout)
-		assert.Equal(t, out[1].Code, out[0].Code)
-		t.Logf("both: %q", out[0].Stdout)
+		for i, rt := range all[1:] {
+			assert.Equal(t, out[i+1].Stdout, out[0].Stdout, rt.name)
+			assert.Equal(t, out[i+1].Code, out[0].Code, rt.name)
+		}
+		t.Logf("all: %q", out[0].Stdout)
 	}
 	t.Run("an orphan is init's child", func(t *testing.T) {
-		both(t, `(sleep 1111 </dev/null >/dev/null 2>&1 &); sleep 0.3
+		same(t, `(sleep 1111 </dev/null >/dev/null 2>&1 &); sleep 0.3
 			for p in /proc/[0-9]*; do read -r s < $p/stat 2>/dev/null; case "$s" in *"(sleep) "*) set -- $s; [ $1 = 1 ] || echo parent $4;; esac; done | grep -v "parent $$"`)
 	})
 	t.Run("an orphan that has ended is a zombie of an init that does not reap", func(t *testing.T) {
-		both(t, `(sleep 0.1 </dev/null >/dev/null 2>&1 &); sleep 0.6
+		same(t, `(sleep 0.1 </dev/null >/dev/null 2>&1 &); sleep 0.6
 			for p in /proc/[0-9]*; do read -r s < $p/stat 2>/dev/null; case "$s" in *"(sleep) Z"*) set -- $s; echo zombie of $4;; esac; done`)
 	})
 	t.Run("the terminal is the user's", func(t *testing.T) {
-		var shown [2]string
-		for i, rt := range []commandLine{theirs, ours} {
+		var shown []string
+		for _, rt := range all {
 			pty, slave := openTerminal(t, 81, 25)
-			cmd := rt.command("exec", "-t", "--user", "1000:1000", "box", "sh", "-c", `stat -c "%u:%g %a" $(tty); ls -l /proc/self/fd | wc -l; set -- $(cat /proc/self/stat); echo leads $(($5 == $6)); stty size; echo done`)
+			cmd := rt.command("exec", "-t", "--user", "1000:1000", box(rt), "sh", "-c", `stat -c "%u:%g %a" $(tty); ls -l /proc/self/fd | wc -l; set -- $(cat /proc/self/stat); echo leads $(($5 == $6)); stty size; echo done`)
 			startInTerminal(t, cmd, slave)
 			s := newScreen(pty)
 			s.await(t, "done\r\n")
 			assert.Equal(t, harness.ExitCode(cmd.Wait()), 0)
-			shown[i] = string(s.past)
+			shown = append(shown, string(s.past))
 		}
-		assert.Equal(t, shown[1], shown[0])
-		t.Logf("both: %q", shown[0])
+		for i, rt := range all[1:] {
+			assert.Equal(t, shown[i+1], shown[0], rt.name)
+		}
+		t.Logf("all: %q", shown[0])
 	})
 	t.Run("exec --ignore-paused waits for the end of the pause", func(t *testing.T) {
-		for _, rt := range []commandLine{theirs, ours} {
-			assert.NilError(t, rt.command("pause", "box").Run())
-			cmd := rt.command("exec", "--ignore-paused", "box", "echo", "resumed")
+		for _, rt := range all {
+			assert.NilError(t, rt.command("pause", box(rt)).Run())
+			cmd := rt.command("exec", "--ignore-paused", box(rt), "echo", "resumed")
 			stdout, err := cmd.StdoutPipe()
 			assert.NilError(t, err)
 			assert.NilError(t, cmd.Start())
@@ -541,20 +572,20 @@ func TestProcessesParity(t *testing.T) {
 				t.Errorf("%s ran it in a paused container: %q", rt.name, out)
 			case <-time.After(time.Second):
 			}
-			assert.NilError(t, rt.command("resume", "box").Run())
+			assert.NilError(t, rt.command("resume", box(rt)).Run())
 			assert.Equal(t, <-ended, "resumed\n")
 			assert.NilError(t, cmd.Wait())
 		}
 	})
 	t.Run("init's end is that of all", func(t *testing.T) {
-		for _, rt := range []commandLine{theirs, ours} {
-			cmd := rt.command("exec", "box", "sleep", "1000")
+		for _, rt := range all {
+			cmd := rt.command("exec", box(rt), "sleep", "1000")
 			assert.NilError(t, cmd.Start())
 			harness.Eventually(t, "sleep runs", func() bool {
-				out, _ := rt.command("exec", "box", "pidof", "sleep").Output()
+				out, _ := rt.command("exec", box(rt), "pidof", "sleep").Output()
 				return len(strings.Fields(string(out))) >= 3
 			})
-			assert.NilError(t, rt.command("kill", "box", "KILL").Run())
+			assert.NilError(t, rt.command("kill", box(rt), "KILL").Run())
 			assert.Equal(t, harness.ExitCode(cmd.Wait()), 128+int(syscall.SIGKILL))
 		}
 	})

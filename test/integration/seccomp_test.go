@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -115,7 +114,6 @@ func engineProfile() *specs.LinuxSeccomp {
 const probe = `package main
 
 import (
-	"fmt"
 	"os"
 	"syscall"
 )
@@ -150,14 +148,11 @@ var probes = []string{
 	"8,1000,4294967296,7", // lseek
 }
 
-// TestSeccompLikeRunc runs the same bundles under runc, which has libseccomp, and in a
+// TestSeccompLikeRunc runs the same bundles under both runcs, which have libseccomp, and in a
 // VM, and compares what a program sees.
 func TestSeccompLikeRunc(t *testing.T) {
-	runc, err := exec.LookPath("runc")
-	if err != nil {
-		t.Skip("needs runc")
-	}
 	e := harness.New(t)
+	runcs := e.Runcs()
 	source := filepath.Join(e.Dir, "probe.go")
 	assert.NilError(t, os.WriteFile(source, []byte(probe), 0o600))
 	program := filepath.Join(e.Dir, "probe")
@@ -188,17 +183,17 @@ func TestSeccompLikeRunc(t *testing.T) {
 			bundle := e.Bundle(append([]string{"/probe"}, probes...), func(s *specs.Spec) {
 				// The test machine has no CAP_SYS_RESOURCE, and cgroup v1.
 				s.Process.Rlimits = nil
-				s.Mounts = s.Mounts[:1]
+				s.Mounts = s.Mounts[:2]
 			}, edit)
 			assert.NilError(t, os.WriteFile(filepath.Join(bundle, "rootfs", "probe"), data, 0o755))
 			r := e.Run("run", "--bundle", bundle, "box")
 			assert.Equal(t, r.Code, 0, r.Stderr)
-			e.EditSpec(bundle, func(s *specs.Spec) { s.Version = "1.0.2" })
-			id := fmt.Sprintf("runv-test-%d", os.Getpid())
-			cmd := exec.Command(runc, "--root", filepath.Join(e.Dir, "runc"), "run", "--bundle", bundle, id)
-			want := harness.Finish(cmd)
-			assert.Equal(t, want.Code, 0, want.Stderr)
-			assert.Equal(t, r.Stdout, want.Stdout)
+			anyRunc(e, bundle)
+			for _, runc := range runcs {
+				want := runc.Run("run", "--bundle", bundle, "oracle"+ownSuffix())
+				assert.Equal(t, want.Code, 0, "%s: %s", runc.Name, want.Stderr)
+				assert.Equal(t, r.Stdout, want.Stdout, runc.Name)
+			}
 		})
 	}
 }
