@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,7 +18,7 @@ import (
 	"runv/test/harness"
 )
 
-// newDocker starts a dockerd whose default runtime is runc or runv. It ends with the test.
+// newDocker starts a dockerd whose default runtime is an oracle or runv. It ends with the test.
 func newDocker(t testing.TB, runtime string) *engine {
 	t.Helper()
 	e := newEngine(t, "docker", runtime)
@@ -29,7 +28,7 @@ func newDocker(t testing.TB, runtime string) *engine {
 		"exec-root":             e.path("exec"),
 		"pidfile":               e.path("pid"),
 		"hosts":                 []string{"unix://" + e.path("sock")},
-		"runtimes":              map[string]any{"runv": map[string]any{"path": filepath.Join(harness.TreeRoot(), "bin", "runv")}},
+		"runtimes":              map[string]any{runtime: map[string]any{"path": e.program}},
 		"default-runtime":       runtime,
 		"exec-opts":             []string{"native.cgroupdriver=cgroupfs"},
 		"cgroup-parent":         "/" + e.cgroup,
@@ -42,7 +41,7 @@ func newDocker(t testing.TB, runtime string) *engine {
 	assert.NilError(t, err)
 	assert.NilError(t, os.WriteFile(e.path("daemon.json"), config, 0o600))
 	e.env = append(e.env, "DOCKER_HOST=unix://"+e.path("sock"), "DOCKER_CONFIG="+e.path("config"), "RUNTIME="+runtime)
-	e.state = e.path("exec", "runtime-"+runtime, "moby")
+	e.state = e.path("exec", "runtime-runc", "moby") // that of the shim, whatever the runtime
 	d := &dockerd{engine: e}
 	e.stop = d.stop
 	e.builtin = map[string]func() error{"kill-and-restart-dockerd": d.restart}

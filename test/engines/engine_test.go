@@ -24,7 +24,7 @@ import (
 type engine struct {
 	testing.TB
 	name    string // docker or podman
-	runtime string // runc or runv
+	runtime string // an oracle's name, or runv
 	program string // path of the runtime
 	dir     string // of all its files
 	netns   *os.File
@@ -43,8 +43,10 @@ var engineProcesses = []string{"aardvark-dns", "catatonit", "conmon", "container
 func newEngine(t testing.TB, name, runtime string) *engine {
 	t.Helper()
 	e := &engine{TB: t, name: name, runtime: runtime, program: filepath.Join(harness.TreeRoot(), "bin", "runv"), stop: func() {}}
-	if runtime == "runc" {
-		e.program = oracle(t)
+	for _, o := range harness.Oracles(t) {
+		if o.Name == runtime {
+			e.program = o.Path
+		}
 	}
 	_, err := os.Stat(e.program)
 	assert.NilError(t, err, "run make first")
@@ -67,18 +69,6 @@ func newEngine(t testing.TB, name, runtime string) *engine {
 	reaper.Go(func() { reapOrphans(ctx) })
 	t.Cleanup(func() { cancel(); reaper.Wait() })
 	return e
-}
-
-// oracle is the runc that runv is compared with: $RUNC, or the one in $PATH.
-func oracle(t testing.TB) string {
-	t.Helper()
-	name := os.Getenv("RUNC")
-	if name == "" {
-		name = "runc"
-	}
-	path, err := exec.LookPath(name)
-	assert.NilError(t, err, "make deps installs it")
-	return path
 }
 
 // unshareNetwork makes the engine's network namespace. The thread it is called on must end.

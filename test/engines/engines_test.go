@@ -14,18 +14,18 @@ import (
 	"runv/test/harness"
 )
 
-// TestDocker runs the checks with Docker, under runc and under runv.
+// TestDocker runs the checks with Docker, under both runcs and under runv.
 func TestDocker(t *testing.T) { compareRuntimes(t, "docker", newDocker) }
 
-// TestPodman runs the checks with Podman, under runc and under runv.
+// TestPodman runs the checks with Podman, under both runcs and under runv.
 func TestPodman(t *testing.T) { compareRuntimes(t, "podman", newPodman) }
 
 func compareRuntimes(t *testing.T, engine string, start func(testing.TB, string) *engine) {
-	var both [2]map[string]compare.Sections
-	for i, runtime := range []string{"runc", "runv"} {
+	seen := map[string]map[string]compare.Sections{} // by runtime and check
+	for _, runtime := range append(harness.OracleNames(), "runv") {
 		t.Run(runtime, func(t *testing.T) {
 			e := start(t, runtime)
-			both[i] = runChecks(t, e)
+			seen[runtime] = runChecks(t, e)
 			if runtime == "runv" {
 				t.Run("readme", func(t *testing.T) { runReadme(t, e) })
 			}
@@ -33,20 +33,22 @@ func compareRuntimes(t *testing.T, engine string, start func(testing.TB, string)
 	}
 	j := compare.NewJudge(accepted)
 	for _, c := range checks {
-		runc, runv := both[0][c.name], both[1][c.name]
-		if c.harms {
-			runc = c.silence(engine)
-		}
-		if runc == nil || runv == nil {
-			continue // not chosen
-		}
-		t.Run("compare/"+c.name, func(t *testing.T) {
-			v := j.Compare(engine+"/"+c.name, runc, runv)
-			results.add(engine, c, v)
-			if len(v.Unexplained) > 0 {
-				t.Errorf("unexplained differences:\n%s", strings.Join(v.Unexplained, "\n"))
+		for _, oracle := range harness.OracleNames() {
+			theirs, ours := seen[oracle][c.name], seen["runv"][c.name]
+			if c.harms {
+				theirs = c.silence(engine)
 			}
-		})
+			if theirs == nil || ours == nil {
+				continue // not chosen
+			}
+			t.Run("compare/"+oracle+"/"+c.name, func(t *testing.T) {
+				v := j.Compare(oracle, engine+"/"+c.name, theirs, ours)
+				results.add(engine, oracle, c, v)
+				if len(v.Unexplained) > 0 {
+					t.Errorf("unexplained differences:\n%s", strings.Join(v.Unexplained, "\n"))
+				}
+			})
+		}
 	}
 	results.addReasons(engine, j)
 }
@@ -62,7 +64,7 @@ func runChecks(t *testing.T, e *engine) map[string]compare.Sections {
 		seen[c.name] = s
 	}
 	mine := func(c check, alone bool) bool {
-		return c.of(e.name) && c.alone == alone && (*all || slices.Contains(strings.Fields(c.short), e.name)) && !(c.harms && e.runtime == "runc")
+		return c.of(e.name) && c.alone == alone && (*all || slices.Contains(strings.Fields(c.short), e.name)) && !(c.harms && e.runtime != "runv")
 	}
 	if slices.ContainsFunc(checks, func(c check) bool { return c.image && (mine(c, false) || mine(c, true)) }) {
 		e.importSystemd()

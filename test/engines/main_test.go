@@ -1,5 +1,5 @@
 // Package engines drives Docker and Podman, unmodified and as Debian has them, with runv as their runtime,
-// and with runc first as the oracle. What both do must be the same, or be a difference that accepted_test.go has
+// and with an old and a new runc first as the oracles. What runv does must be the same, or be a difference that accepted_test.go has
 // a reason for. Each engine is private: data, sockets, cgroups and network namespace of its own, so
 // that nothing of it touches an engine that the host runs.
 //

@@ -13,7 +13,7 @@ import (
 // podmanCgroup is where Podman has its cgroups if nobody says otherwise. One cannot say it once for all.
 const podmanCgroup = "libpod_parent"
 
-// newPodman configures a Podman whose default runtime is runc or runv. It ends with the test.
+// newPodman configures a Podman whose default runtime is an oracle or runv. It ends with the test.
 func newPodman(t testing.TB, runtime string) *engine {
 	t.Helper()
 	e := newEngine(t, "podman", runtime)

@@ -16,7 +16,7 @@ import (
 	"runv/test/harness"
 )
 
-// A check is a script of shell commands, which both runtimes get.
+// A check is a script of shell commands, which all runtimes get.
 type check struct {
 	name   string
 	about  string        // what it covers, for the document
@@ -139,7 +139,7 @@ var varying = []struct {
 	// Both say which step failed, and then the same cause.
 	{regexp.MustCompile(`(OCI runtime \w+ failed: )(?:runc create failed: |exec failed: )unable to start container process: `), "$1"},
 	{regexp.MustCompile(`(OCI runtime \w+ failed: )(?:create|exec) ID: `), "$1"},
-	{regexp.MustCompile(`(Error: (?:OCI runtime error: )?)runc: (?:runc create failed: |exec failed: )unable to start container process: `), "${1}"},
+	{regexp.MustCompile(`(Error: (?:OCI runtime error: )?)runc-(?:old|new): (?:runc create failed: |exec failed: )unable to start container process: `), "${1}"},
 	{regexp.MustCompile(`(Error: (?:OCI runtime error: )?)runv: runv: (?:create|exec) ID: `), "${1}"},
 }
 

@@ -21,17 +21,17 @@ var results collector
 // collector gathers what the tests of this run have found.
 type collector struct {
 	mu       sync.Mutex
-	verdicts map[string]compare.Verdict // by engine/check
+	verdicts map[string]compare.Verdict // by engine/oracle/check
 	needed   map[string][]string        // by engine/reason: the checks that needed it
 }
 
-func (c *collector) add(engine string, k check, v compare.Verdict) {
+func (c *collector) add(engine, oracle string, k check, v compare.Verdict) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.verdicts == nil {
 		c.verdicts = map[string]compare.Verdict{}
 	}
-	c.verdicts[engine+"/"+k.name] = v
+	c.verdicts[engine+"/"+oracle+"/"+k.name] = v
 }
 
 func (c *collector) addReasons(engine string, j *compare.Judge) {
@@ -104,10 +104,10 @@ func TestWritten(t *testing.T) {
 			}
 			for _, reason := range reasons(engine) {
 				want++
-				assert.Check(t, strings.Contains(doc, "\n| "+cell(reason)+" |"), "%s: no %q", hint, reason)
+				assert.Check(t, strings.Contains(doc, "\n"+reasonRow(engine, reason)), "%s: no %q", hint, reasonRow(engine, reason))
 			}
 			rows := strings.Count(doc, "\n| ") - strings.Count(doc, "\n| | |") - strings.Count(doc, "\n| check |") - strings.Count(doc, "\n| difference |")
-			assert.Check(t, rows == want+4, "%s: it has %d rows, not %d", hint, rows, want+4)
+			assert.Check(t, rows == want+5, "%s: it has %d rows, not %d", hint, rows, want+5)
 		})
 	}
 }
@@ -119,14 +119,16 @@ func write(t *testing.T, engine string) {
 	b.WriteString(`
 ## What works as with runc
 
-Each row is a script of commands that a private engine has got with runc and with runv as its runtime on the same machine: their output, errors and
-exit status must be the same but for the differences below. ` + "`make engines`" + ` runs them and writes this page; the scripts are in
-` + "`test/engines/checks_test.go`" + `. "Differs" counts lines that only one of them prints.
+Each row is a script of commands that a private engine has got with each of two runcs, an old one and a new one, and with runv as its runtime on the
+same machine: output, errors and exit status must be the same but for the differences below. ` + "`make engines`" + ` runs them and writes this page; the scripts are in
+` + "`test/engines/checks_test.go`" + `. "Old" and "new" count the lines that only
+that runc or only runv prints.
 
 | | |
 |---|---|
 `)
-	for _, program := range [][]string{{map[string]string{"docker": "/usr/sbin/dockerd", "podman": "/usr/bin/podman"}[engine], "--version"}, {oracle(t), "--version"}, {"uname", "-r"}, {filepath.Join(harness.TreeRoot(), "bin", "runv"), "features"}} {
+	runcs := harness.Oracles(t)
+	for _, program := range [][]string{{map[string]string{"docker": "/usr/sbin/dockerd", "podman": "/usr/bin/podman"}[engine], "--version"}, {"uname", "-r"}, {filepath.Join(harness.TreeRoot(), "bin", "runv"), "features"}} {
 		out, err := exec.Command(program[0], program[1:]...).Output()
 		assert.NilError(t, err)
 		what := filepath.Base(program[0])
@@ -139,22 +141,27 @@ exit status must be the same but for the differences below. ` + "`make engines`"
 		}
 		fmt.Fprintf(&b, "| %s | %s |\n", what, text)
 	}
-	b.WriteString("\n| check | what it covers | lines | differs |\n|---|---|---|---|\n")
+	fmt.Fprintf(&b, "| the old runc | %s, Debian's |\n| the new runc | %s |\n", runcs[0].Version(t), runcs[1].Version(t))
+	b.WriteString("\n| check | what it covers | lines | old | new |\n|---|---|---|---|---|\n")
 	for _, c := range checks {
 		if !c.of(engine) {
 			continue
 		}
-		v, ok := results.verdicts[engine+"/"+c.name]
-		assert.Assert(t, ok && len(v.Unexplained) == 0, "%s: no result, or unexplained differences: nothing is written", c.name)
-		fmt.Fprintf(&b, "%s %d | %d |\n", row(engine, c), v.Lines, v.Explained)
+		var verdicts []compare.Verdict
+		for _, oracle := range harness.OracleNames() {
+			v, ok := results.verdicts[engine+"/"+oracle+"/"+c.name]
+			assert.Assert(t, ok && len(v.Unexplained) == 0, "%s: no result, or unexplained differences: nothing is written", c.name)
+			verdicts = append(verdicts, v)
+		}
+		fmt.Fprintf(&b, "%s %d | %d | %d |\n", row(engine, c), max(verdicts[0].Lines, verdicts[1].Lines), verdicts[0].Explained, verdicts[1].Explained)
 	}
-	b.WriteString("\n## Differences\n\n| difference | checks |\n|---|---|\n")
+	b.WriteString("\n## Differences\n\n\"From\" tells which runc differs so.\n\n| difference | from | checks |\n|---|---|---|\n")
 	for _, reason := range reasons(engine) {
 		where := strings.Join(results.needed[engine+"/"+reason], ", ")
 		if where == "" {
 			where = "some runs"
 		}
-		fmt.Fprintf(&b, "| %s | %s |\n", cell(reason), where)
+		fmt.Fprintf(&b, "%s %s |\n", reasonRow(engine, reason), where)
 	}
 	assert.NilError(t, os.MkdirAll(*writeDoc, 0o755))
 	assert.NilError(t, os.WriteFile(filepath.Join(*writeDoc, engine+".md"), []byte(b.String()), 0o644))
@@ -179,11 +186,27 @@ func row(engine string, c check) string {
 
 func cell(text string) string { return strings.ReplaceAll(text, "|", `\|`) }
 
+// ofEngine are the differences that can be seen with an engine.
+func ofEngine(engine string) []compare.Accepted {
+	return slices.DeleteFunc(slices.Clone(accepted), func(a compare.Accepted) bool {
+		return !strings.HasPrefix(a.Where, ".*/") && !strings.HasPrefix(a.Where, engine+"/")
+	})
+}
+
+// reasonRow is the beginning of a reason's row.
+func reasonRow(engine, reason string) string {
+	text := "both"
+	if oracles := compare.With(ofEngine(engine), reason, harness.OracleNames()); len(oracles) == 1 {
+		text = map[string]string{harness.OldRunc: "the old", harness.NewRunc: "the new"}[oracles[0]]
+	}
+	return fmt.Sprintf("| %s | %s |", cell(reason), text)
+}
+
 // reasons lists the reasons for differences under an engine, in order.
 func reasons(engine string) []string {
 	var list []string
-	for _, a := range accepted {
-		if (strings.HasPrefix(a.Where, ".*/") || strings.HasPrefix(a.Where, engine+"/")) && !slices.Contains(list, a.Reason) {
+	for _, a := range ofEngine(engine) {
+		if !slices.Contains(list, a.Reason) {
 			list = append(list, a.Reason)
 		}
 	}
