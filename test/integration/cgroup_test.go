@@ -88,7 +88,7 @@ func checkMembers(t *testing.T, e *harness.Env, id string) map[string]string {
 // and then sees to the end of a VM whose supervisor was killed.
 func TestCgroupAsRunc(t *testing.T) {
 	e := harness.New(t)
-	id := "box" + ownSuffix()
+	id := "box" + ownSuffix("any")
 	bundle := e.Bundle([]string{"sleep", "1000"})
 	var theirs *harness.Runc
 	var state specs.State

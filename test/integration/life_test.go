@@ -259,7 +259,7 @@ echo $$
 	ours := e.Run("run", "--bundle", bundle, "web")
 	assert.Equal(t, ours.Code, 0, ours.Stderr)
 	for _, runc := range e.Runcs() {
-		theirs := runc.Run("run", "--bundle", bundle, "oracle"+ownSuffix())
+		theirs := runc.Run("run", "--bundle", bundle, "box"+ownSuffix(runc.Name))
 		assert.Equal(t, theirs.Code, 0, "%s: %s", runc.Name, theirs.Stderr)
 		assert.DeepEqual(t, normal(ours.Stdout), normal(theirs.Stdout))
 	}

@@ -98,7 +98,7 @@ cat /run/x/resolv.conf /etc/abs; find /etc /run ! -type l | sort; ls -d ` + outs
 			assert.NilError(t, os.Symlink(target, filepath.Join(rootfs, link)))
 		}
 		anyRunc(e, bundle)
-		r := harness.Finish(rt.command("run", "--bundle", bundle, "oracle"+ownSuffix()))
+		r := harness.Finish(rt.command("run", "--bundle", bundle, "box"))
 		assert.Equal(t, r.Code, 1, r.Stderr)
 		assert.Assert(t, cmp.Contains(r.Stderr, "loop"))
 		results[i] = numbers.ReplaceAllString(r.Stdout, "$1")

@@ -79,7 +79,7 @@ func TestUserNamespaceLikeRunc(t *testing.T) {
 		s.Mounts = s.Mounts[:6]
 		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.CgroupNamespace })
 	})
-	id := "oracle" + ownSuffix()
+	const id = "box"
 	execs := [][]string{
 		{"exec", "-e", "NAME=root"},
 		{"exec", "-e", "NAME=user", "--user", "1000:1001"},

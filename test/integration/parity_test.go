@@ -81,14 +81,26 @@ type commandLine struct {
 	command func(args ...string) *exec.Cmd
 }
 
-// runtimes are the oracles, the older first, and runv as the last.
+// runtimes are the oracles, the older first, and runv as the last. The oracles' containers "box", "web" and "sandbox" have in
+// truth ids that nobody else's have, since their cgroups can be at the root of a hierarchy.
 func runtimes(e *harness.Env) []commandLine {
 	var all []commandLine
 	for _, r := range e.Runcs() {
-		all = append(all, commandLine{r.Name, r.Command})
+		all = append(all, commandLine{r.Name, func(args ...string) *exec.Cmd {
+			own := slices.Clone(args)
+			for i, arg := range own {
+				if slices.Contains([]string{"box", "web", "sandbox"}, arg) {
+					own[i] += ownSuffix(r.Name)
+				}
+			}
+			return r.Command(own...)
+		}})
 	}
 	return append(all, commandLine{"runv", e.Command})
 }
+
+// ownSuffix makes ids of an oracle that no other oracle and no other test process has.
+func ownSuffix(oracle string) string { return fmt.Sprintf("-%s-%d", oracle, os.Getpid()) }
 
 // answer is what callers see of a command.
 type answer struct {
@@ -163,7 +175,7 @@ func (s *session) do(steps []step) {
 		cmd.Dir = s.dir
 		r := harness.Finish(cmd)
 		for _, text := range []*string{&r.Stdout, &r.Stderr} {
-			*text = strings.ReplaceAll(*text, ownSuffix(), "")
+			*text = strings.ReplaceAll(*text, ownSuffix(s.name), "")
 		}
 		s.names = append(s.names, step.name)
 		s.answers = append(s.answers, answerOf(r).normalJSON())
@@ -186,23 +198,6 @@ func (s *session) awaitStopped(id string) {
 	})
 }
 
-// ownSuffix makes ids that no other test process has: runc's containers have cgroups at the root of a v2 hierarchy that is
-// beside v1.
-func ownSuffix() string { return fmt.Sprintf("-p%d", os.Getpid()) }
-
-// withOwnIDs gives the containers of sessions ids of this process's own.
-func (c commandLine) withOwnIDs() commandLine {
-	return commandLine{c.name, func(args ...string) *exec.Cmd {
-		own := slices.Clone(args)
-		for i, arg := range own {
-			if arg == "box" || arg == "web" {
-				own[i] += ownSuffix()
-			}
-		}
-		return c.command(own...)
-	}}
-}
-
 // compareSessions has the same conversation with all runtimes, one after the other so that none is in another's way, and holds
 // the differences between each oracle and runv against the table.
 func compareSessions(t *testing.T, e *harness.Env, converse func(*session)) {
@@ -211,7 +206,7 @@ func compareSessions(t *testing.T, e *harness.Env, converse func(*session)) {
 	var all []*session
 	for _, rt := range runtimes(e) {
 		assert.NilError(t, os.Mkdir(dir, 0o755))
-		s := &session{commandLine: rt.withOwnIDs(), t: t, dir: dir}
+		s := &session{commandLine: rt, t: t, dir: dir}
 		converse(s)
 		assert.NilError(t, os.RemoveAll(dir))
 		all = append(all, s)
@@ -514,16 +509,15 @@ func TestProcessesParity(t *testing.T) {
 	e := harness.New(t)
 	all := runtimes(e)
 	bundle := e.Bundle([]string{"sleep", "1000"})
-	box := func(rt commandLine) string { return "box-" + rt.name + ownSuffix() } // one cgroup each
 	for _, rt := range all {
-		r := harness.Finish(rt.command("run", "-d", "--bundle", bundle, box(rt)))
+		r := harness.Finish(rt.command("run", "-d", "--bundle", bundle, "box"))
 		assert.Equal(t, r.Code, 0, "%s: %s", rt.name, r.Stderr)
 	}
 	same := func(t *testing.T, script string) {
 		t.Helper()
 		var out []harness.Result
 		for _, rt := range all {
-			out = append(out, harness.Finish(rt.command("exec", box(rt), "sh", "-c", script)))
+			out = append(out, harness.Finish(rt.command("exec", "box", "sh", "-c", script)))
 		}
 		for i, rt := range all[1:] {
 			assert.Equal(t, out[i+1].Stdout, out[0].Stdout, rt.name)
@@ -543,7 +537,7 @@ func TestProcessesParity(t *testing.T) {
 		var shown []string
 		for _, rt := range all {
 			pty, slave := openTerminal(t, 81, 25)
-			cmd := rt.command("exec", "-t", "--user", "1000:1000", box(rt), "sh", "-c", `stat -c "%u:%g %a" $(tty); ls -l /proc/self/fd | wc -l; set -- $(cat /proc/self/stat); echo leads $(($5 == $6)); stty size; echo done`)
+			cmd := rt.command("exec", "-t", "--user", "1000:1000", "box", "sh", "-c", `stat -c "%u:%g %a" $(tty); ls -l /proc/self/fd | wc -l; set -- $(cat /proc/self/stat); echo leads $(($5 == $6)); stty size; echo done`)
 			startInTerminal(t, cmd, slave)
 			s := newScreen(pty)
 			s.await(t, "done\r\n")
@@ -557,8 +551,8 @@ func TestProcessesParity(t *testing.T) {
 	})
 	t.Run("exec --ignore-paused waits for the end of the pause", func(t *testing.T) {
 		for _, rt := range all {
-			assert.NilError(t, rt.command("pause", box(rt)).Run())
-			cmd := rt.command("exec", "--ignore-paused", box(rt), "echo", "resumed")
+			assert.NilError(t, rt.command("pause", "box").Run())
+			cmd := rt.command("exec", "--ignore-paused", "box", "echo", "resumed")
 			stdout, err := cmd.StdoutPipe()
 			assert.NilError(t, err)
 			assert.NilError(t, cmd.Start())
@@ -572,20 +566,20 @@ func TestProcessesParity(t *testing.T) {
 				t.Errorf("%s ran it in a paused container: %q", rt.name, out)
 			case <-time.After(time.Second):
 			}
-			assert.NilError(t, rt.command("resume", box(rt)).Run())
+			assert.NilError(t, rt.command("resume", "box").Run())
 			assert.Equal(t, <-ended, "resumed\n")
 			assert.NilError(t, cmd.Wait())
 		}
 	})
 	t.Run("init's end is that of all", func(t *testing.T) {
 		for _, rt := range all {
-			cmd := rt.command("exec", box(rt), "sleep", "1000")
+			cmd := rt.command("exec", "box", "sleep", "1000")
 			assert.NilError(t, cmd.Start())
 			harness.Eventually(t, "sleep runs", func() bool {
-				out, _ := rt.command("exec", box(rt), "pidof", "sleep").Output()
+				out, _ := rt.command("exec", "box", "pidof", "sleep").Output()
 				return len(strings.Fields(string(out))) >= 3
 			})
-			assert.NilError(t, rt.command("kill", box(rt), "KILL").Run())
+			assert.NilError(t, rt.command("kill", "box", "KILL").Run())
 			assert.Equal(t, harness.ExitCode(cmd.Wait()), 128+int(syscall.SIGKILL))
 		}
 	})

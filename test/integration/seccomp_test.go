@@ -190,7 +190,7 @@ func TestSeccompLikeRunc(t *testing.T) {
 			assert.Equal(t, r.Code, 0, r.Stderr)
 			anyRunc(e, bundle)
 			for _, runc := range runcs {
-				want := runc.Run("run", "--bundle", bundle, "oracle"+ownSuffix())
+				want := runc.Run("run", "--bundle", bundle, "box"+ownSuffix(runc.Name))
 				assert.Equal(t, want.Code, 0, "%s: %s", runc.Name, want.Stderr)
 				assert.Equal(t, r.Stdout, want.Stdout, runc.Name)
 			}
