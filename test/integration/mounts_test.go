@@ -125,15 +125,15 @@ cat /run/x/resolv.conf /etc/abs; find /etc /run ! -type l | sort; ls -d ` + outs
 // paths that are not absolute.
 func TestReadOnlyRootParity(t *testing.T) {
 	e := harness.New(t)
-	theirs, ours := runtimes(t, e)
+	all := runtimes(e)
 	tmpfs := func(destination string, options ...string) specs.Mount {
 		return specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: destination, Options: options}
 	}
 	const script = `stat -c "%n %a %u:%g" /new /owned /strict /there /parent /parent/below /twice
 touch /new/file && ls -l /new/file | cut -c1-10; grep -e " /new" -e " /twice" -e " /strict" /proc/mounts | sed "s/,inode64//; s/,mode=755//"
 stat -c "%n %F %t:%T" /dev/relative /dev/outside; ls /masked | wc -l; touch /tmp/file`
-	var saw [2]harness.Result
-	for i, rt := range []commandLine{theirs, ours} {
+	saw := make([]harness.Result, len(all))
+	for i, rt := range all {
 		bundle := e.Bundle([]string{"sh", "-c", script}, func(s *specs.Spec) {
 			s.Root.Readonly = true
 			s.Process.User = specs.User{UID: 1000, GID: 1000}
@@ -150,10 +150,13 @@ stat -c "%n %F %t:%T" /dev/relative /dev/outside; ls /masked | wc -l; touch /tmp
 			path := filepath.Join(bundle, "rootfs", name)
 			assert.NilError(t, os.MkdirAll(path, mode))
 		}
+		anyRunc(e, bundle)
 		saw[i] = harness.Finish(rt.command("run", "--bundle", bundle, "box"))
 	}
-	assert.Equal(t, saw[1].Stdout, saw[0].Stdout, saw[1].Stderr)
-	assert.Assert(t, cmp.Contains(saw[1].Stdout, "/new 1777 0:0\n"), saw[1].Stderr)
-	assert.Equal(t, saw[1].Code, saw[0].Code)
-	t.Logf("both: %s", saw[0].Stdout)
+	ours := saw[len(all)-1]
+	assert.Assert(t, cmp.Contains(ours.Stdout, "/new 1777 0:0\n"), ours.Stderr)
+	for i, theirs := range saw[:len(all)-1] {
+		assert.Check(t, cmp.Equal(ours.Stdout, theirs.Stdout), "%s: %s", all[i].name, ours.Stderr)
+		assert.Check(t, cmp.Equal(ours.Code, theirs.Code), all[i].name)
+	}
 }

@@ -62,9 +62,10 @@ touch a; mkdir d; touch d/b; ln -s a l; mkfifo f; ln a h
 cat denied; cat allowed; echo x >> allowed; cat group; echo y >> group
 chmod 2755 a; chgrp 1001 d; chgrp 1005 a
 ls -ln . d | awk '{print $1, $2, $3, $4, $NF}'`
-	var results [2]string
-	for i, runtime := range []string{"runc", "runv"} {
-		dir := volume(t, e, runtime)
+	all := runtimes(e)
+	results := make([]string, len(all))
+	for i, runtime := range all {
+		dir := volume(t, e, runtime.name)
 		for name, mode := range map[string]os.FileMode{"denied": 0o644, "allowed": 0o600, "group": 0o660} {
 			assert.NilError(t, os.WriteFile(filepath.Join(dir, name), []byte(name+"\n"), mode))
 		}
@@ -79,16 +80,15 @@ ls -ln . d | awk '{print $1, $2, $3, $4, $NF}'`
 		assert.NilError(t, os.Mkdir(own, 0o777))
 		assert.NilError(t, os.Chown(own, 0, 1001))
 		assert.NilError(t, unix.Chmod(own, 0o2775))
-		var r harness.Result
-		if runtime == "runc" {
-			r = harness.Finish(exec.Command("runc", "--root", filepath.Join(e.Dir, "runc-root"), "run", "--bundle", bundle, "groups"))
-		} else {
-			r = e.Run("run", "--bundle", bundle, "groups")
-		}
+		anyRunc(e, bundle)
+		r := harness.Finish(runtime.command("run", "--bundle", bundle, "box"))
 		results[i] = r.Stdout + r.Stderr
 	}
-	assert.Assert(t, strings.Contains(results[0], "1002 1001 a"), results[0])
-	assert.Equal(t, results[1], results[0])
+	ours := results[len(all)-1]
+	assert.Assert(t, strings.Contains(ours, "1002 1001 a"), ours)
+	for i, theirs := range results[:len(all)-1] {
+		assert.Equal(t, ours, theirs, all[i].name)
+	}
 }
 
 // twoVMs runs a program in two containers that bind the same directory, and returns when both run.
