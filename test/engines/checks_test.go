@@ -425,7 +425,7 @@ podman run -d --name systemd systemd
 ` + useSystemd,
 	},
 	{
-		name: "systemd-privileged", harms: true, image: true, limit: systemdTimeout,
+		name: "systemd-privileged", short: "docker", harms: true, image: true, limit: systemdTimeout,
 		about: "systemd with --privileged gets to `running`, and stops by itself. Only runv gets this: with runc it changes the host's sysctls and cgroups",
 		script: `
 quiet docker run -d --name privileged --privileged --stop-signal SIGRTMIN+3 systemd

@@ -3,6 +3,7 @@ package engines
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -35,11 +36,14 @@ var systemdImage = sync.OnceValues(func() (string, error) {
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
 	if r := harness.Finish(cmd); r.Code != 0 {
 		end := func(text string) string { return text[max(0, len(text)-2000):] }
-		return "", fmt.Errorf("make a Debian with systemd (%w): status %d: %s%s", context.Cause(ctx), r.Code, end(r.Stdout), end(r.Stderr))
+		err := fmt.Errorf("make a Debian with systemd: status %d: %s%s", r.Code, end(r.Stdout), end(r.Stderr))
+		return "", errors.Join(ctx.Err(), err)
 	}
 	return archive, os.Rename(filepath.Join(dir, "image.tar"), archive)
 })
 
+// systemdTimeout bounds the making of the image, and a line of a check that has systemd in a VM: under emulation
+// its boot takes tens of seconds, and minutes on a busy machine.
 const systemdTimeout = 10 * time.Minute
 
 // makeSystemd makes image.tar in the directory $1. Its text is the archive's key.
