@@ -21,15 +21,16 @@ import (
 
 func (a *app) eventsCommand() *urfave.Command {
 	var interval time.Duration
-	var once bool
+	var once, all bool
 	return &urfave.Command{
 		Name:      "events",
 		Usage:     "print events of a container, and what it uses, as JSON lines",
 		ArgsUsage: "<container-id>",
 		Category:  groupInspect,
-		Description: `Prints the container's events so far, then each new one, and every interval an
-event of type stats, until the container has stopped. Types: create, start,
-exec-added, exec-started, exit, oom, paused, resumed, delete, stats, and lost
+		Description: `Prints, every interval, an event of type stats, and one of type oom when memory ran out,
+until the container has stopped, as runc does. With --all also the container's
+other events, first those so far. Types: create, start,
+exec-added, exec-started, exit, oom, paused, resumed, delete, and lost
 when this reader was too slow. The lines have runc's shape: type, id, data.
 
 Of a container that has stopped the events that were recorded are printed, also
@@ -41,6 +42,7 @@ Examples:
 		Flags: []urfave.Flag{
 			&urfave.DurationFlag{Name: "interval", Value: 5 * time.Second, Destination: &interval, Usage: "`TIME` between two stats events"},
 			&urfave.BoolFlag{Name: "stats", Destination: &once, Usage: "print the stats once and end"},
+			&urfave.BoolFlag{Name: "all", Destination: &all, Usage: "print the events that runc has not, too, from the first one on"},
 		},
 		Action: forContainer(func(ctx context.Context, _ *urfave.Command, id string) error {
 			if interval <= 0 {
@@ -69,7 +71,7 @@ Examples:
 			if once {
 				return printStats(ctx, sup, id, out)
 			}
-			return followEvents(ctx, sup, id, interval, out)
+			return followEvents(ctx, sup, id, interval, all, out)
 		}),
 	}
 }
@@ -122,9 +124,10 @@ func printStats(ctx context.Context, sup *supervisor, id string, out *json.Encod
 	return out.Encode(event{Type: "stats", ID: id, Data: statsOf(resp)})
 }
 
-// followEvents prints events and stats until the container's init has exited,
-// the pod has gone, or ctx ends.
-func followEvents(ctx context.Context, sup *supervisor, id string, interval time.Duration, out *json.Encoder) error {
+// followEvents prints stats and, from now on, that memory ran out, or with all every event, until the
+// container's init has exited, the pod has gone, or ctx ends.
+func followEvents(ctx context.Context, sup *supervisor, id string, interval time.Duration, all bool, out *json.Encoder) error {
+	began := time.Now()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := sup.pod.Events(ctx, &supervisorv1.EventsRequest{Follow: true, ContainerId: id})
@@ -139,7 +142,13 @@ func followEvents(ctx context.Context, sup *supervisor, id string, interval time
 	for {
 		select {
 		case ev := <-events:
-			if err := out.Encode(eventOf(ev)); err != nil {
+			switch {
+			case all:
+				err = out.Encode(eventOf(ev))
+			case ev.GetType() == journal.OOM && ev.GetTimeUnixNano() >= began.UnixNano():
+				err = out.Encode(event{Type: "oom", ID: id})
+			}
+			if err != nil {
 				return err
 			}
 			if ev.GetType() == journal.Exit && ev.GetExecId() == "" || ev.GetType() == journal.Delete {

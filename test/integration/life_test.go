@@ -212,6 +212,35 @@ func TestEventsTellTheLife(t *testing.T) {
 	assert.Equal(t, string(e.State("web").Status), "running")
 }
 
+// TestEventsAreRuncs follows a container's events as readers of runc's do: stats, and one line when memory runs out.
+func TestEventsAreRuncs(t *testing.T) {
+	e := harness.New(t)
+	bundle := e.Bundle([]string{"sleep", "1000"}, func(s *specs.Spec) {
+		limit := int64(32 << 20)
+		s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit}
+	})
+	e.OK("run", "--detach", "--bundle", bundle, "box")
+	cmd := e.Command("events", "--interval", "100ms", "box")
+	stdout, err := cmd.StdoutPipe()
+	assert.NilError(t, err)
+	assert.NilError(t, cmd.Start())
+	lines := bufio.NewScanner(stdout)
+	lines.Buffer(nil, 1<<20)
+	assert.Assert(t, lines.Scan(), "%v", lines.Err())
+	assert.Assert(t, cmp.Regexp(`^{"type":"stats","id":"box","data":{`, lines.Text()))
+	assert.Equal(t, e.Run("exec", "box", "dd", "if=/dev/zero", "of=/dev/shm/big", "bs=1M", "count=60").Code, 137)
+	other := map[string]bool{}
+	for lines.Scan() {
+		if !strings.HasPrefix(lines.Text(), `{"type":"stats",`) {
+			other[lines.Text()] = true
+			e.Run("kill", "box", "KILL") // it may have ended
+		}
+	}
+	assert.NilError(t, lines.Err())
+	assert.NilError(t, cmd.Wait())
+	assert.DeepEqual(t, other, map[string]bool{`{"type":"oom","id":"box"}`: true})
+}
+
 func TestConsoleShowsTheGuest(t *testing.T) {
 	e := harness.New(t)
 	plain := e.Bundle([]string{"sleep", "1000"})
