@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	urfave "github.com/urfave/cli/v3"
 )
@@ -29,11 +30,14 @@ func Main(ctx context.Context, prog Program) int {
 	// An error before the log's flags are parsed has nowhere else to go.
 	a.log = slog.New(slog.DiscardHandler)
 	defer a.closeLog()
+	began := time.Now()
 	err := a.rootCommand().Run(ctx, prog.Args)
-	if err != nil {
+	status := exitStatus(err)
+	a.log.Debug("command ends", "status", status, "after", time.Since(began))
+	if err != nil { // last: callers read the last line of a log
 		a.report(err)
 	}
-	return exitStatus(err)
+	return status
 }
 
 // app holds the values of the global flags and what follows from them.
@@ -167,7 +171,11 @@ func (a *app) before(ctx context.Context, cmd *urfave.Command) (context.Context,
 		return ctx, fmt.Errorf("--root: %w", err)
 	}
 	a.root = abs
-	return ctx, a.openLog()
+	if err := a.openLog(); err != nil {
+		return ctx, err
+	}
+	a.log.Debug("command begins", "command", cmd.Args().First(), "root", a.root)
+	return ctx, nil
 }
 
 // noCommand is the action of runv without a subcommand that it knows.

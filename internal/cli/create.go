@@ -305,6 +305,7 @@ func (a *app) loadBundle(dir string) (*bundle.Bundle, error) {
 	for _, w := range b.Warnings {
 		a.warn("%s", w)
 	}
+	a.log.Debug("bundle is valid", "bundle", b.Dir, "rootfs", b.Rootfs, "mounts", len(b.Spec.Mounts))
 	return b, nil
 }
 

@@ -141,16 +141,20 @@ func (a *app) exec(ctx context.Context, id string, opts execOptions) error {
 	if err := checkTerminal(opts.detach, process.Terminal, opts.consoleSocket); err != nil {
 		return err
 	}
+	a.log.Debug("process is valid", "container", id, "program", process.Args[0], "uid", process.User.UID, "gid", process.User.GID,
+		"cwd", process.Cwd, "terminal", process.Terminal)
 	sup, err := dial(ctx, store.PodDir(c.PodID))
 	if err != nil {
 		return err
 	}
 	defer sup.close()
+	a.log.Debug("supervisor is connected", "container", id, "pod", c.PodID)
 	job := execJob{app: a, supervisor: sup, podDir: store.PodDir(c.PodID), id: id, process: process, cgroup: cgroup, opts: opts}
 	if opts.detach {
 		return job.detached(ctx, opts.consoleSocket)
 	}
 	status, err := job.foreground(ctx)
+	a.log.Debug("process has ended", "container", id, "status", status)
 	if err == nil && status != 0 {
 		return &exitError{status: status, err: podFailure(store, c.PodID)}
 	}
@@ -236,9 +240,12 @@ func (j *execJob) detached(ctx context.Context, consoleSocket string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := j.request(ctx, standIn.token()); err != nil {
+	j.app.log.Debug("stand-in is connected", "container", j.id, "pid", standIn.pid())
+	started, err := j.request(ctx, standIn.token())
+	if err != nil {
 		return errors.Join(err, standIn.kill())
 	}
+	j.app.log.Debug("process runs", "container", j.id, "exec", started.GetExecId())
 	if err := sendPidfd(ctx, j.opts.pidfdSocket, "setns", standIn.pid()); err != nil {
 		return errors.Join(err, standIn.kill())
 	}
@@ -294,6 +301,7 @@ func (j *execJob) foreground(ctx context.Context) (status int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	j.app.log.Debug("process runs", "container", j.id, "exec", started.GetExecId())
 	defer tty.follow(ctx, j.app.resizer(j.supervisor, j.id, started.GetExecId()))()
 	return client.wait(ctx)
 }

@@ -56,6 +56,7 @@ func (a *app) run(ctx context.Context, id string, opts createOptions, keep bool)
 		if err := c.start(createCtx); err != nil {
 			return errors.Join(err, a.removeAfterwards(ctx, c))
 		}
+		a.log.Debug("program runs", "container", id)
 		return nil
 	}
 	err = a.attend(ctx, stop, c)
@@ -66,6 +67,7 @@ func (a *app) run(ctx context.Context, id string, opts createOptions, keep bool)
 		if rmErr := a.removeAfterwards(ctx, c); rmErr != nil {
 			a.warn("delete %s: %v", id, rmErr)
 		}
+		a.log.Debug("container is removed", "container", id)
 		return err
 	}
 	return errors.Join(err, a.removeAfterwards(ctx, c))
@@ -92,10 +94,12 @@ func (a *app) attend(ctx context.Context, release func(), c *created) error {
 		}
 		return err
 	}
+	a.log.Debug("program runs", "container", c.id)
 	status, err := c.standIn.wait()
 	if err != nil {
 		return err
 	}
+	a.log.Debug("program has ended", "container", c.id, "status", status)
 	c.awaitDelivery(ctx)
 	// A supervisor writes down how a container has ended before the stand-in ends. Only the
 	// status of a stand-in that has lost its supervisor needs that proof: disks are full at times.
