@@ -86,6 +86,11 @@ func importRules() []importRule {
 			why:  "it plugs cards into any VM and tells any agent; the pod decides when",
 		},
 		{
+			from: []string{"internal/mirror"},
+			only: []string{"api/agent/..."},
+			why:  "it gets open trees and tells any agent; which binds are mirrored the pod decides",
+		},
+		{
 			from: []string{
 				"internal/caller", "internal/console", "internal/cpulist", "internal/hook", "internal/hostcgroup", "internal/journal",
 				"internal/mountns", "internal/resolver", "internal/rpcerror", "internal/stdio", "internal/transport", "internal/unixsock",
