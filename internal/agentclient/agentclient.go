@@ -37,6 +37,7 @@ type Client struct {
 	Containers agentv1.ContainersService
 	Processes  agentv1.ProcessesService
 	Networks   agentv1.NetworksService
+	Mirrors    agentv1.MirrorsService
 }
 
 // Connect shakes hands with the agent at the other end of conn, which may have to
@@ -54,6 +55,7 @@ func Connect(ctx context.Context, conn net.Conn) (*Client, error) {
 		Containers: agentv1.NewContainersClient(rpc),
 		Processes:  agentv1.NewProcessesClient(rpc),
 		Networks:   agentv1.NewNetworksClient(rpc),
+		Mirrors:    agentv1.NewMirrorsClient(rpc),
 	}, nil
 }
 

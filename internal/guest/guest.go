@@ -23,6 +23,7 @@ import (
 	"runv/internal/guest/cgroup"
 	"runv/internal/guest/container"
 	"runv/internal/guest/eventlog"
+	"runv/internal/guest/mirror"
 	"runv/internal/guest/network"
 	"runv/internal/guest/reaper"
 	"runv/internal/guest/server"
@@ -124,7 +125,7 @@ func (m *machine) serve(ctx context.Context) error {
 	go r.Run(ctx)
 	go cgroups.Watch(ctx)
 	go m.late.Run(ctx)
-	srv := &server.Server{Containers: m.containers, Networks: networks, Events: events, Machine: m, Log: m.log}
+	srv := &server.Server{Containers: m.containers, Networks: networks, Mirrors: mirror.NewSet(boot.MirrorDir), Events: events, Machine: m, Log: m.log}
 
 	found, cancel := context.WithTimeout(ctx, portTimeout)
 	defer cancel()

@@ -3498,6 +3498,1199 @@ func (x *Rule) GetTos() uint32 {
 	return 0
 }
 
+type CreateMirrorRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`     // [a-z0-9-], at most 32 bytes
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // of the tree's root, as it is to be seen in mountinfo; one name of a file
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateMirrorRequest) Reset() {
+	*x = CreateMirrorRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateMirrorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateMirrorRequest) ProtoMessage() {}
+
+func (x *CreateMirrorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateMirrorRequest.ProtoReflect.Descriptor instead.
+func (*CreateMirrorRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *CreateMirrorRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreateMirrorRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type CreateMirrorResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // of the tree's root in the guest; the first operation makes it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateMirrorResponse) Reset() {
+	*x = CreateMirrorResponse{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateMirrorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateMirrorResponse) ProtoMessage() {}
+
+func (x *CreateMirrorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateMirrorResponse.ProtoReflect.Descriptor instead.
+func (*CreateMirrorResponse) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *CreateMirrorResponse) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type ApplyMirrorRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Operations    []*MirrorOperation     `protobuf:"bytes,2,rep,name=operations,proto3" json:"operations,omitempty"` // at most 1024
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyMirrorRequest) Reset() {
+	*x = ApplyMirrorRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyMirrorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyMirrorRequest) ProtoMessage() {}
+
+func (x *ApplyMirrorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyMirrorRequest.ProtoReflect.Descriptor instead.
+func (*ApplyMirrorRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ApplyMirrorRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ApplyMirrorRequest) GetOperations() []*MirrorOperation {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+type ApplyMirrorResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyMirrorResponse) Reset() {
+	*x = ApplyMirrorResponse{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyMirrorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyMirrorResponse) ProtoMessage() {}
+
+func (x *ApplyMirrorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyMirrorResponse.ProtoReflect.Descriptor instead.
+func (*ApplyMirrorResponse) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{57}
+}
+
+type ReplaceMirrorRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Source        string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"` // absolute path of the guest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceMirrorRequest) Reset() {
+	*x = ReplaceMirrorRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceMirrorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceMirrorRequest) ProtoMessage() {}
+
+func (x *ReplaceMirrorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceMirrorRequest.ProtoReflect.Descriptor instead.
+func (*ReplaceMirrorRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *ReplaceMirrorRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReplaceMirrorRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+type ReplaceMirrorResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One line each, for a mount namespace in which the mirror could not be replaced.
+	Problems      []string `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceMirrorResponse) Reset() {
+	*x = ReplaceMirrorResponse{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceMirrorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceMirrorResponse) ProtoMessage() {}
+
+func (x *ReplaceMirrorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceMirrorResponse.ProtoReflect.Descriptor instead.
+func (*ReplaceMirrorResponse) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *ReplaceMirrorResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+type RemoveMirrorRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMirrorRequest) Reset() {
+	*x = RemoveMirrorRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMirrorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMirrorRequest) ProtoMessage() {}
+
+func (x *RemoveMirrorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMirrorRequest.ProtoReflect.Descriptor instead.
+func (*RemoveMirrorRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *RemoveMirrorRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RemoveMirrorResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMirrorResponse) Reset() {
+	*x = RemoveMirrorResponse{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMirrorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMirrorResponse) ProtoMessage() {}
+
+func (x *RemoveMirrorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMirrorResponse.ProtoReflect.Descriptor instead.
+func (*RemoveMirrorResponse) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{61}
+}
+
+// MirrorOperation is one change. Paths are relative, without "." and "..", and have no symlinks on their way; the
+// empty path is the tree's root.
+type MirrorOperation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*MirrorOperation_Make
+	//	*MirrorOperation_Write
+	//	*MirrorOperation_Publish
+	//	*MirrorOperation_Link
+	//	*MirrorOperation_Close
+	//	*MirrorOperation_SetAttributes
+	//	*MirrorOperation_Rename
+	//	*MirrorOperation_Remove
+	Kind          isMirrorOperation_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MirrorOperation) Reset() {
+	*x = MirrorOperation{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MirrorOperation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MirrorOperation) ProtoMessage() {}
+
+func (x *MirrorOperation) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MirrorOperation.ProtoReflect.Descriptor instead.
+func (*MirrorOperation) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *MirrorOperation) GetKind() isMirrorOperation_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *MirrorOperation) GetMake() *MirrorMake {
+	if x != nil {
+		if x, ok := x.Kind.(*MirrorOperation_Make); ok {
+			return x.Make
+		}
+	}
+	return nil
+}
+
+func (x *MirrorOperation) GetWrite() *MirrorWrite {
+	if x != nil {
+		if x, ok := x.Kind.(*MirrorOperation_Write); ok {
+			return x.Write
+		}
+	}
+	return nil
+}
+
+func (x *MirrorOperation) GetPublish() *MirrorPublish {
+	if x != nil {
+		if x, ok := x.Kind.(*MirrorOperation_Publish); ok {
+			return x.Publish
+		}
+	}
+	return nil
+}
+
+func (x *MirrorOperation) GetLink() *MirrorLink {
+	if x != nil {
+		if x, ok := x.Kind.(*MirrorOperation_Link); ok {
+			return x.Link
+		}
+	}
+	return nil
+}
+
+func (x *MirrorOperation) GetClose() *MirrorClose {
+	if x != nil {
+		if x, ok := x.Kind.(*MirrorOperation_Close); ok {
+			return x.Close
+		}
+	}
+	return nil
+}
+
+func (x *MirrorOperation) GetSetAttributes() *MirrorSetAttributes {
+	if x != nil {
+		if x, ok := x.Kind.(*MirrorOperation_SetAttributes); ok {
+			return x.SetAttributes
+		}
+	}
+	return nil
+}
+
+func (x *MirrorOperation) GetRename() *MirrorRename {
+	if x != nil {
+		if x, ok := x.Kind.(*MirrorOperation_Rename); ok {
+			return x.Rename
+		}
+	}
+	return nil
+}
+
+func (x *MirrorOperation) GetRemove() *MirrorRemove {
+	if x != nil {
+		if x, ok := x.Kind.(*MirrorOperation_Remove); ok {
+			return x.Remove
+		}
+	}
+	return nil
+}
+
+type isMirrorOperation_Kind interface {
+	isMirrorOperation_Kind()
+}
+
+type MirrorOperation_Make struct {
+	Make *MirrorMake `protobuf:"bytes,1,opt,name=make,proto3,oneof"`
+}
+
+type MirrorOperation_Write struct {
+	Write *MirrorWrite `protobuf:"bytes,2,opt,name=write,proto3,oneof"`
+}
+
+type MirrorOperation_Publish struct {
+	Publish *MirrorPublish `protobuf:"bytes,3,opt,name=publish,proto3,oneof"`
+}
+
+type MirrorOperation_Link struct {
+	Link *MirrorLink `protobuf:"bytes,4,opt,name=link,proto3,oneof"`
+}
+
+type MirrorOperation_Close struct {
+	Close *MirrorClose `protobuf:"bytes,5,opt,name=close,proto3,oneof"`
+}
+
+type MirrorOperation_SetAttributes struct {
+	SetAttributes *MirrorSetAttributes `protobuf:"bytes,6,opt,name=set_attributes,json=setAttributes,proto3,oneof"`
+}
+
+type MirrorOperation_Rename struct {
+	Rename *MirrorRename `protobuf:"bytes,7,opt,name=rename,proto3,oneof"`
+}
+
+type MirrorOperation_Remove struct {
+	Remove *MirrorRemove `protobuf:"bytes,8,opt,name=remove,proto3,oneof"`
+}
+
+func (*MirrorOperation_Make) isMirrorOperation_Kind() {}
+
+func (*MirrorOperation_Write) isMirrorOperation_Kind() {}
+
+func (*MirrorOperation_Publish) isMirrorOperation_Kind() {}
+
+func (*MirrorOperation_Link) isMirrorOperation_Kind() {}
+
+func (*MirrorOperation_Close) isMirrorOperation_Kind() {}
+
+func (*MirrorOperation_SetAttributes) isMirrorOperation_Kind() {}
+
+func (*MirrorOperation_Rename) isMirrorOperation_Kind() {}
+
+func (*MirrorOperation_Remove) isMirrorOperation_Kind() {}
+
+// MirrorAttributes are those of a file that stat and the xattr calls show.
+type MirrorAttributes struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          uint32                 `protobuf:"varint,1,opt,name=mode,proto3" json:"mode,omitempty"` // with the type: directory, regular file, symlink, FIFO, socket, device
+	Uid           uint32                 `protobuf:"varint,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32                 `protobuf:"varint,3,opt,name=gid,proto3" json:"gid,omitempty"`
+	MtimeSec      int64                  `protobuf:"varint,4,opt,name=mtime_sec,json=mtimeSec,proto3" json:"mtime_sec,omitempty"`
+	MtimeNsec     uint32                 `protobuf:"varint,5,opt,name=mtime_nsec,json=mtimeNsec,proto3" json:"mtime_nsec,omitempty"`
+	Xattrs        map[string][]byte      `protobuf:"bytes,6,rep,name=xattrs,proto3" json:"xattrs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // ACLs are among them; not of symlinks
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MirrorAttributes) Reset() {
+	*x = MirrorAttributes{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MirrorAttributes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MirrorAttributes) ProtoMessage() {}
+
+func (x *MirrorAttributes) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MirrorAttributes.ProtoReflect.Descriptor instead.
+func (*MirrorAttributes) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *MirrorAttributes) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *MirrorAttributes) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *MirrorAttributes) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *MirrorAttributes) GetMtimeSec() int64 {
+	if x != nil {
+		return x.MtimeSec
+	}
+	return 0
+}
+
+func (x *MirrorAttributes) GetMtimeNsec() uint32 {
+	if x != nil {
+		return x.MtimeNsec
+	}
+	return 0
+}
+
+func (x *MirrorAttributes) GetXattrs() map[string][]byte {
+	if x != nil {
+		return x.Xattrs
+	}
+	return nil
+}
+
+// MirrorMake makes something that is not there yet. A regular file is empty.
+type MirrorMake struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Path       string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Attributes *MirrorAttributes      `protobuf:"bytes,2,opt,name=attributes,proto3" json:"attributes,omitempty"`
+	Target     string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"` // of a symlink
+	Rdev       uint64                 `protobuf:"varint,4,opt,name=rdev,proto3" json:"rdev,omitempty"`    // of a device
+	// In the staging place of the mirror, which has paths of its own and which no container sees.
+	Staged        bool `protobuf:"varint,5,opt,name=staged,proto3" json:"staged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MirrorMake) Reset() {
+	*x = MirrorMake{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MirrorMake) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MirrorMake) ProtoMessage() {}
+
+func (x *MirrorMake) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MirrorMake.ProtoReflect.Descriptor instead.
+func (*MirrorMake) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *MirrorMake) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *MirrorMake) GetAttributes() *MirrorAttributes {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *MirrorMake) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *MirrorMake) GetRdev() uint64 {
+	if x != nil {
+		return x.Rdev
+	}
+	return 0
+}
+
+func (x *MirrorMake) GetStaged() bool {
+	if x != nil {
+		return x.Staged
+	}
+	return false
+}
+
+// MirrorWrite writes to a regular file in its place. Watches see a modification even if nothing changes. The
+// file stays open until Close, so that its end is seen then.
+type MirrorWrite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Staged        bool                   `protobuf:"varint,2,opt,name=staged,proto3" json:"staged,omitempty"` // then it is closed at once
+	Extents       []*MirrorExtent        `protobuf:"bytes,3,rep,name=extents,proto3" json:"extents,omitempty"`
+	Size          uint64                 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"` // that the file has then
+	MtimeSec      int64                  `protobuf:"varint,5,opt,name=mtime_sec,json=mtimeSec,proto3" json:"mtime_sec,omitempty"`
+	MtimeNsec     uint32                 `protobuf:"varint,6,opt,name=mtime_nsec,json=mtimeNsec,proto3" json:"mtime_nsec,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MirrorWrite) Reset() {
+	*x = MirrorWrite{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MirrorWrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MirrorWrite) ProtoMessage() {}
+
+func (x *MirrorWrite) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MirrorWrite.ProtoReflect.Descriptor instead.
+func (*MirrorWrite) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *MirrorWrite) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *MirrorWrite) GetStaged() bool {
+	if x != nil {
+		return x.Staged
+	}
+	return false
+}
+
+func (x *MirrorWrite) GetExtents() []*MirrorExtent {
+	if x != nil {
+		return x.Extents
+	}
+	return nil
+}
+
+func (x *MirrorWrite) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *MirrorWrite) GetMtimeSec() int64 {
+	if x != nil {
+		return x.MtimeSec
+	}
+	return 0
+}
+
+func (x *MirrorWrite) GetMtimeNsec() uint32 {
+	if x != nil {
+		return x.MtimeNsec
+	}
+	return 0
+}
+
+type MirrorExtent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offset        uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MirrorExtent) Reset() {
+	*x = MirrorExtent{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MirrorExtent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MirrorExtent) ProtoMessage() {}
+
+func (x *MirrorExtent) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MirrorExtent.ProtoReflect.Descriptor instead.
+func (*MirrorExtent) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *MirrorExtent) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *MirrorExtent) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+// MirrorPublish brings what was staged to its place. As something that is moved in it replaces what is
+// there; else it is created, and must not be a directory.
+type MirrorPublish struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Staged        string                 `protobuf:"bytes,1,opt,name=staged,proto3" json:"staged,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Moved         bool                   `protobuf:"varint,3,opt,name=moved,proto3" json:"moved,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MirrorPublish) Reset() {
+	*x = MirrorPublish{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MirrorPublish) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MirrorPublish) ProtoMessage() {}
+
+func (x *MirrorPublish) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MirrorPublish.ProtoReflect.Descriptor instead.
+func (*MirrorPublish) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *MirrorPublish) GetStaged() string {
+	if x != nil {
+		return x.Staged
+	}
+	return ""
+}
+
+func (x *MirrorPublish) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *MirrorPublish) GetMoved() bool {
+	if x != nil {
+		return x.Moved
+	}
+	return false
+}
+
+// MirrorLink makes another name of a file.
+type MirrorLink struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Link          string                 `protobuf:"bytes,2,opt,name=link,proto3" json:"link,omitempty"`                                // the new one
+	Staged        bool                   `protobuf:"varint,3,opt,name=staged,proto3" json:"staged,omitempty"`                           // path is of the staging place
+	LinkStaged    bool                   `protobuf:"varint,4,opt,name=link_staged,json=linkStaged,proto3" json:"link_staged,omitempty"` // link is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MirrorLink) Reset() {
+	*x = MirrorLink{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MirrorLink) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MirrorLink) ProtoMessage() {}
+
+func (x *MirrorLink) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MirrorLink.ProtoReflect.Descriptor instead.
+func (*MirrorLink) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *MirrorLink) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *MirrorLink) GetLink() string {
+	if x != nil {
+		return x.Link
+	}
+	return ""
+}
+
+func (x *MirrorLink) GetStaged() bool {
+	if x != nil {
+		return x.Staged
+	}
+	return false
+}
+
+func (x *MirrorLink) GetLinkStaged() bool {
+	if x != nil {
+		return x.LinkStaged
+	}
+	return false
+}
+
+// MirrorClose tells watches that a file that was open for writing was closed.
+type MirrorClose struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MirrorClose) Reset() {
+	*x = MirrorClose{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MirrorClose) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MirrorClose) ProtoMessage() {}
+
+func (x *MirrorClose) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MirrorClose.ProtoReflect.Descriptor instead.
+func (*MirrorClose) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *MirrorClose) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+// MirrorSetAttributes makes the attributes what they are on the host. Watches see it even if nothing changes.
+type MirrorSetAttributes struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Attributes    *MirrorAttributes      `protobuf:"bytes,2,opt,name=attributes,proto3" json:"attributes,omitempty"`
+	Staged        bool                   `protobuf:"varint,3,opt,name=staged,proto3" json:"staged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MirrorSetAttributes) Reset() {
+	*x = MirrorSetAttributes{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MirrorSetAttributes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MirrorSetAttributes) ProtoMessage() {}
+
+func (x *MirrorSetAttributes) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MirrorSetAttributes.ProtoReflect.Descriptor instead.
+func (*MirrorSetAttributes) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *MirrorSetAttributes) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *MirrorSetAttributes) GetAttributes() *MirrorAttributes {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *MirrorSetAttributes) GetStaged() bool {
+	if x != nil {
+		return x.Staged
+	}
+	return false
+}
+
+// MirrorRename moves something within the tree; it replaces what is there.
+type MirrorRename struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	Exchange      bool                   `protobuf:"varint,3,opt,name=exchange,proto3" json:"exchange,omitempty"` // both change places
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MirrorRename) Reset() {
+	*x = MirrorRename{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MirrorRename) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MirrorRename) ProtoMessage() {}
+
+func (x *MirrorRename) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MirrorRename.ProtoReflect.Descriptor instead.
+func (*MirrorRename) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *MirrorRename) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *MirrorRename) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *MirrorRename) GetExchange() bool {
+	if x != nil {
+		return x.Exchange
+	}
+	return false
+}
+
+// MirrorRemove removes something, a directory with all that is in it.
+type MirrorRemove struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Moved         bool                   `protobuf:"varint,2,opt,name=moved,proto3" json:"moved,omitempty"` // to elsewhere, as watches see it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MirrorRemove) Reset() {
+	*x = MirrorRemove{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MirrorRemove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MirrorRemove) ProtoMessage() {}
+
+func (x *MirrorRemove) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MirrorRemove.ProtoReflect.Descriptor instead.
+func (*MirrorRemove) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *MirrorRemove) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *MirrorRemove) GetMoved() bool {
+	if x != nil {
+		return x.Moved
+	}
+	return false
+}
+
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_api_agent_v1_agent_proto_rawDesc = "" +
@@ -3777,7 +4970,93 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x05table\x18\v \x01(\rR\x05table\x12\x16\n" +
 	"\x06action\x18\f \x01(\rR\x06action\x12\x16\n" +
 	"\x06invert\x18\r \x01(\bR\x06invert\x12\x10\n" +
-	"\x03tos\x18\x0e \x01(\rR\x03tos2\xbc\x03\n" +
+	"\x03tos\x18\x0e \x01(\rR\x03tos\"9\n" +
+	"\x13CreateMirrorRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"*\n" +
+	"\x14CreateMirrorResponse\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\"d\n" +
+	"\x12ApplyMirrorRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12>\n" +
+	"\n" +
+	"operations\x18\x02 \x03(\v2\x1e.runv.agent.v1.MirrorOperationR\n" +
+	"operations\"\x15\n" +
+	"\x13ApplyMirrorResponse\">\n" +
+	"\x14ReplaceMirrorRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\"3\n" +
+	"\x15ReplaceMirrorResponse\x12\x1a\n" +
+	"\bproblems\x18\x01 \x03(\tR\bproblems\"%\n" +
+	"\x13RemoveMirrorRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
+	"\x14RemoveMirrorResponse\"\xd8\x03\n" +
+	"\x0fMirrorOperation\x12/\n" +
+	"\x04make\x18\x01 \x01(\v2\x19.runv.agent.v1.MirrorMakeH\x00R\x04make\x122\n" +
+	"\x05write\x18\x02 \x01(\v2\x1a.runv.agent.v1.MirrorWriteH\x00R\x05write\x128\n" +
+	"\apublish\x18\x03 \x01(\v2\x1c.runv.agent.v1.MirrorPublishH\x00R\apublish\x12/\n" +
+	"\x04link\x18\x04 \x01(\v2\x19.runv.agent.v1.MirrorLinkH\x00R\x04link\x122\n" +
+	"\x05close\x18\x05 \x01(\v2\x1a.runv.agent.v1.MirrorCloseH\x00R\x05close\x12K\n" +
+	"\x0eset_attributes\x18\x06 \x01(\v2\".runv.agent.v1.MirrorSetAttributesH\x00R\rsetAttributes\x125\n" +
+	"\x06rename\x18\a \x01(\v2\x1b.runv.agent.v1.MirrorRenameH\x00R\x06rename\x125\n" +
+	"\x06remove\x18\b \x01(\v2\x1b.runv.agent.v1.MirrorRemoveH\x00R\x06removeB\x06\n" +
+	"\x04kind\"\x86\x02\n" +
+	"\x10MirrorAttributes\x12\x12\n" +
+	"\x04mode\x18\x01 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x03 \x01(\rR\x03gid\x12\x1b\n" +
+	"\tmtime_sec\x18\x04 \x01(\x03R\bmtimeSec\x12\x1d\n" +
+	"\n" +
+	"mtime_nsec\x18\x05 \x01(\rR\tmtimeNsec\x12C\n" +
+	"\x06xattrs\x18\x06 \x03(\v2+.runv.agent.v1.MirrorAttributes.XattrsEntryR\x06xattrs\x1a9\n" +
+	"\vXattrsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xa5\x01\n" +
+	"\n" +
+	"MirrorMake\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12?\n" +
+	"\n" +
+	"attributes\x18\x02 \x01(\v2\x1f.runv.agent.v1.MirrorAttributesR\n" +
+	"attributes\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x12\n" +
+	"\x04rdev\x18\x04 \x01(\x04R\x04rdev\x12\x16\n" +
+	"\x06staged\x18\x05 \x01(\bR\x06staged\"\xc0\x01\n" +
+	"\vMirrorWrite\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
+	"\x06staged\x18\x02 \x01(\bR\x06staged\x125\n" +
+	"\aextents\x18\x03 \x03(\v2\x1b.runv.agent.v1.MirrorExtentR\aextents\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x04R\x04size\x12\x1b\n" +
+	"\tmtime_sec\x18\x05 \x01(\x03R\bmtimeSec\x12\x1d\n" +
+	"\n" +
+	"mtime_nsec\x18\x06 \x01(\rR\tmtimeNsec\":\n" +
+	"\fMirrorExtent\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"Q\n" +
+	"\rMirrorPublish\x12\x16\n" +
+	"\x06staged\x18\x01 \x01(\tR\x06staged\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
+	"\x05moved\x18\x03 \x01(\bR\x05moved\"m\n" +
+	"\n" +
+	"MirrorLink\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04link\x18\x02 \x01(\tR\x04link\x12\x16\n" +
+	"\x06staged\x18\x03 \x01(\bR\x06staged\x12\x1f\n" +
+	"\vlink_staged\x18\x04 \x01(\bR\n" +
+	"linkStaged\"!\n" +
+	"\vMirrorClose\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\"\x82\x01\n" +
+	"\x13MirrorSetAttributes\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12?\n" +
+	"\n" +
+	"attributes\x18\x02 \x01(\v2\x1f.runv.agent.v1.MirrorAttributesR\n" +
+	"attributes\x12\x16\n" +
+	"\x06staged\x18\x03 \x01(\bR\x06staged\"N\n" +
+	"\fMirrorRename\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x1a\n" +
+	"\bexchange\x18\x03 \x01(\bR\bexchange\"8\n" +
+	"\fMirrorRemove\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
+	"\x05moved\x18\x02 \x01(\bR\x05moved2\xbc\x03\n" +
 	"\x05Guest\x12?\n" +
 	"\x04Info\x12\x1a.runv.agent.v1.InfoRequest\x1a\x1b.runv.agent.v1.InfoResponse\x12N\n" +
 	"\tConfigure\x12\x1f.runv.agent.v1.ConfigureRequest\x1a .runv.agent.v1.ConfigureResponse\x12E\n" +
@@ -3802,7 +5081,12 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\bNetworks\x12P\n" +
 	"\x05Apply\x12\".runv.agent.v1.ApplyNetworkRequest\x1a#.runv.agent.v1.ApplyNetworkResponse\x12S\n" +
 	"\x06Remove\x12#.runv.agent.v1.RemoveNetworkRequest\x1a$.runv.agent.v1.RemoveNetworkResponse\x12H\n" +
-	"\aResolve\x12\x1d.runv.agent.v1.ResolveRequest\x1a\x1e.runv.agent.v1.ResolveResponseB\x1bZ\x19runv/api/agent/v1;agentv1b\x06proto3"
+	"\aResolve\x12\x1d.runv.agent.v1.ResolveRequest\x1a\x1e.runv.agent.v1.ResolveResponse2\xd5\x02\n" +
+	"\aMirrors\x12Q\n" +
+	"\x06Create\x12\".runv.agent.v1.CreateMirrorRequest\x1a#.runv.agent.v1.CreateMirrorResponse\x12N\n" +
+	"\x05Apply\x12!.runv.agent.v1.ApplyMirrorRequest\x1a\".runv.agent.v1.ApplyMirrorResponse\x12T\n" +
+	"\aReplace\x12#.runv.agent.v1.ReplaceMirrorRequest\x1a$.runv.agent.v1.ReplaceMirrorResponse\x12Q\n" +
+	"\x06Remove\x12\".runv.agent.v1.RemoveMirrorRequest\x1a#.runv.agent.v1.RemoveMirrorResponseB\x1bZ\x19runv/api/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_api_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -3816,7 +5100,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: runv.agent.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: runv.agent.v1.InfoResponse
@@ -3872,16 +5156,36 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*NextHop)(nil),               // 51: runv.agent.v1.NextHop
 	(*Neighbour)(nil),             // 52: runv.agent.v1.Neighbour
 	(*Rule)(nil),                  // 53: runv.agent.v1.Rule
-	nil,                           // 54: runv.agent.v1.InfoResponse.BootMsEntry
-	nil,                           // 55: runv.agent.v1.ConfigureRequest.KernelParametersEntry
-	nil,                           // 56: runv.agent.v1.UpdateResponse.InEffectEntry
-	nil,                           // 57: runv.agent.v1.StatsResponse.MemoryStatEntry
-	nil,                           // 58: runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
-	nil,                           // 59: runv.agent.v1.Route.MetricsEntry
+	(*CreateMirrorRequest)(nil),   // 54: runv.agent.v1.CreateMirrorRequest
+	(*CreateMirrorResponse)(nil),  // 55: runv.agent.v1.CreateMirrorResponse
+	(*ApplyMirrorRequest)(nil),    // 56: runv.agent.v1.ApplyMirrorRequest
+	(*ApplyMirrorResponse)(nil),   // 57: runv.agent.v1.ApplyMirrorResponse
+	(*ReplaceMirrorRequest)(nil),  // 58: runv.agent.v1.ReplaceMirrorRequest
+	(*ReplaceMirrorResponse)(nil), // 59: runv.agent.v1.ReplaceMirrorResponse
+	(*RemoveMirrorRequest)(nil),   // 60: runv.agent.v1.RemoveMirrorRequest
+	(*RemoveMirrorResponse)(nil),  // 61: runv.agent.v1.RemoveMirrorResponse
+	(*MirrorOperation)(nil),       // 62: runv.agent.v1.MirrorOperation
+	(*MirrorAttributes)(nil),      // 63: runv.agent.v1.MirrorAttributes
+	(*MirrorMake)(nil),            // 64: runv.agent.v1.MirrorMake
+	(*MirrorWrite)(nil),           // 65: runv.agent.v1.MirrorWrite
+	(*MirrorExtent)(nil),          // 66: runv.agent.v1.MirrorExtent
+	(*MirrorPublish)(nil),         // 67: runv.agent.v1.MirrorPublish
+	(*MirrorLink)(nil),            // 68: runv.agent.v1.MirrorLink
+	(*MirrorClose)(nil),           // 69: runv.agent.v1.MirrorClose
+	(*MirrorSetAttributes)(nil),   // 70: runv.agent.v1.MirrorSetAttributes
+	(*MirrorRename)(nil),          // 71: runv.agent.v1.MirrorRename
+	(*MirrorRemove)(nil),          // 72: runv.agent.v1.MirrorRemove
+	nil,                           // 73: runv.agent.v1.InfoResponse.BootMsEntry
+	nil,                           // 74: runv.agent.v1.ConfigureRequest.KernelParametersEntry
+	nil,                           // 75: runv.agent.v1.UpdateResponse.InEffectEntry
+	nil,                           // 76: runv.agent.v1.StatsResponse.MemoryStatEntry
+	nil,                           // 77: runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
+	nil,                           // 78: runv.agent.v1.Route.MetricsEntry
+	nil,                           // 79: runv.agent.v1.MirrorAttributes.XattrsEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
-	54, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
-	55, // 1: runv.agent.v1.ConfigureRequest.kernel_parameters:type_name -> runv.agent.v1.ConfigureRequest.KernelParametersEntry
+	73, // 0: runv.agent.v1.InfoResponse.boot_ms:type_name -> runv.agent.v1.InfoResponse.BootMsEntry
+	74, // 1: runv.agent.v1.ConfigureRequest.kernel_parameters:type_name -> runv.agent.v1.ConfigureRequest.KernelParametersEntry
 	10, // 2: runv.agent.v1.Event.exit:type_name -> runv.agent.v1.Exit
 	11, // 3: runv.agent.v1.Event.drained:type_name -> runv.agent.v1.Drained
 	12, // 4: runv.agent.v1.Event.oom:type_name -> runv.agent.v1.OOM
@@ -3889,8 +5193,8 @@ var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	19, // 6: runv.agent.v1.CreateRequest.seccomp:type_name -> runv.agent.v1.Seccomp
 	17, // 7: runv.agent.v1.CreateRequest.inherited:type_name -> runv.agent.v1.Inherited
 	18, // 8: runv.agent.v1.Inherited.rlimits:type_name -> runv.agent.v1.Rlimit
-	56, // 9: runv.agent.v1.UpdateResponse.in_effect:type_name -> runv.agent.v1.UpdateResponse.InEffectEntry
-	57, // 10: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
+	75, // 9: runv.agent.v1.UpdateResponse.in_effect:type_name -> runv.agent.v1.UpdateResponse.InEffectEntry
+	76, // 10: runv.agent.v1.StatsResponse.memory_stat:type_name -> runv.agent.v1.StatsResponse.MemoryStatEntry
 	34, // 11: runv.agent.v1.ProcessesResponse.processes:type_name -> runv.agent.v1.Process
 	15, // 12: runv.agent.v1.ExecRequest.stdio:type_name -> runv.agent.v1.Stdio
 	17, // 13: runv.agent.v1.ExecRequest.inherited:type_name -> runv.agent.v1.Inherited
@@ -3898,55 +5202,76 @@ var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	50, // 15: runv.agent.v1.ApplyNetworkRequest.routes:type_name -> runv.agent.v1.Route
 	52, // 16: runv.agent.v1.ApplyNetworkRequest.neighbours:type_name -> runv.agent.v1.Neighbour
 	53, // 17: runv.agent.v1.ApplyNetworkRequest.rules:type_name -> runv.agent.v1.Rule
-	58, // 18: runv.agent.v1.ApplyNetworkRequest.sysctls:type_name -> runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
+	77, // 18: runv.agent.v1.ApplyNetworkRequest.sysctls:type_name -> runv.agent.v1.ApplyNetworkRequest.SysctlsEntry
 	49, // 19: runv.agent.v1.Interface.addresses:type_name -> runv.agent.v1.Address
 	51, // 20: runv.agent.v1.Route.next_hops:type_name -> runv.agent.v1.NextHop
-	59, // 21: runv.agent.v1.Route.metrics:type_name -> runv.agent.v1.Route.MetricsEntry
-	0,  // 22: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
-	2,  // 23: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
-	4,  // 24: runv.agent.v1.Guest.Online:input_type -> runv.agent.v1.OnlineRequest
-	6,  // 25: runv.agent.v1.Guest.Signalled:input_type -> runv.agent.v1.SignalledRequest
-	8,  // 26: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
-	13, // 27: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
-	16, // 28: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
-	21, // 29: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
-	23, // 30: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
-	25, // 31: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
-	27, // 32: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
-	29, // 33: runv.agent.v1.Containers.Update:input_type -> runv.agent.v1.UpdateRequest
-	31, // 34: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
-	33, // 35: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
-	36, // 36: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
-	38, // 37: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
-	40, // 38: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
-	42, // 39: runv.agent.v1.Networks.Apply:input_type -> runv.agent.v1.ApplyNetworkRequest
-	44, // 40: runv.agent.v1.Networks.Remove:input_type -> runv.agent.v1.RemoveNetworkRequest
-	46, // 41: runv.agent.v1.Networks.Resolve:input_type -> runv.agent.v1.ResolveRequest
-	1,  // 42: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
-	3,  // 43: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
-	5,  // 44: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
-	7,  // 45: runv.agent.v1.Guest.Signalled:output_type -> runv.agent.v1.SignalledResponse
-	9,  // 46: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
-	14, // 47: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
-	20, // 48: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
-	22, // 49: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
-	24, // 50: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
-	26, // 51: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
-	28, // 52: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
-	30, // 53: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
-	32, // 54: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
-	35, // 55: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
-	37, // 56: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
-	39, // 57: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
-	41, // 58: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
-	43, // 59: runv.agent.v1.Networks.Apply:output_type -> runv.agent.v1.ApplyNetworkResponse
-	45, // 60: runv.agent.v1.Networks.Remove:output_type -> runv.agent.v1.RemoveNetworkResponse
-	47, // 61: runv.agent.v1.Networks.Resolve:output_type -> runv.agent.v1.ResolveResponse
-	42, // [42:62] is the sub-list for method output_type
-	22, // [22:42] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	78, // 21: runv.agent.v1.Route.metrics:type_name -> runv.agent.v1.Route.MetricsEntry
+	62, // 22: runv.agent.v1.ApplyMirrorRequest.operations:type_name -> runv.agent.v1.MirrorOperation
+	64, // 23: runv.agent.v1.MirrorOperation.make:type_name -> runv.agent.v1.MirrorMake
+	65, // 24: runv.agent.v1.MirrorOperation.write:type_name -> runv.agent.v1.MirrorWrite
+	67, // 25: runv.agent.v1.MirrorOperation.publish:type_name -> runv.agent.v1.MirrorPublish
+	68, // 26: runv.agent.v1.MirrorOperation.link:type_name -> runv.agent.v1.MirrorLink
+	69, // 27: runv.agent.v1.MirrorOperation.close:type_name -> runv.agent.v1.MirrorClose
+	70, // 28: runv.agent.v1.MirrorOperation.set_attributes:type_name -> runv.agent.v1.MirrorSetAttributes
+	71, // 29: runv.agent.v1.MirrorOperation.rename:type_name -> runv.agent.v1.MirrorRename
+	72, // 30: runv.agent.v1.MirrorOperation.remove:type_name -> runv.agent.v1.MirrorRemove
+	79, // 31: runv.agent.v1.MirrorAttributes.xattrs:type_name -> runv.agent.v1.MirrorAttributes.XattrsEntry
+	63, // 32: runv.agent.v1.MirrorMake.attributes:type_name -> runv.agent.v1.MirrorAttributes
+	66, // 33: runv.agent.v1.MirrorWrite.extents:type_name -> runv.agent.v1.MirrorExtent
+	63, // 34: runv.agent.v1.MirrorSetAttributes.attributes:type_name -> runv.agent.v1.MirrorAttributes
+	0,  // 35: runv.agent.v1.Guest.Info:input_type -> runv.agent.v1.InfoRequest
+	2,  // 36: runv.agent.v1.Guest.Configure:input_type -> runv.agent.v1.ConfigureRequest
+	4,  // 37: runv.agent.v1.Guest.Online:input_type -> runv.agent.v1.OnlineRequest
+	6,  // 38: runv.agent.v1.Guest.Signalled:input_type -> runv.agent.v1.SignalledRequest
+	8,  // 39: runv.agent.v1.Guest.Events:input_type -> runv.agent.v1.EventsRequest
+	13, // 40: runv.agent.v1.Guest.Shutdown:input_type -> runv.agent.v1.ShutdownRequest
+	16, // 41: runv.agent.v1.Containers.Create:input_type -> runv.agent.v1.CreateRequest
+	21, // 42: runv.agent.v1.Containers.Start:input_type -> runv.agent.v1.StartRequest
+	23, // 43: runv.agent.v1.Containers.Delete:input_type -> runv.agent.v1.DeleteRequest
+	25, // 44: runv.agent.v1.Containers.Pause:input_type -> runv.agent.v1.PauseRequest
+	27, // 45: runv.agent.v1.Containers.Resume:input_type -> runv.agent.v1.ResumeRequest
+	29, // 46: runv.agent.v1.Containers.Update:input_type -> runv.agent.v1.UpdateRequest
+	31, // 47: runv.agent.v1.Containers.Stats:input_type -> runv.agent.v1.StatsRequest
+	33, // 48: runv.agent.v1.Containers.Processes:input_type -> runv.agent.v1.ProcessesRequest
+	36, // 49: runv.agent.v1.Processes.Exec:input_type -> runv.agent.v1.ExecRequest
+	38, // 50: runv.agent.v1.Processes.Signal:input_type -> runv.agent.v1.SignalRequest
+	40, // 51: runv.agent.v1.Processes.Resize:input_type -> runv.agent.v1.ResizeRequest
+	42, // 52: runv.agent.v1.Networks.Apply:input_type -> runv.agent.v1.ApplyNetworkRequest
+	44, // 53: runv.agent.v1.Networks.Remove:input_type -> runv.agent.v1.RemoveNetworkRequest
+	46, // 54: runv.agent.v1.Networks.Resolve:input_type -> runv.agent.v1.ResolveRequest
+	54, // 55: runv.agent.v1.Mirrors.Create:input_type -> runv.agent.v1.CreateMirrorRequest
+	56, // 56: runv.agent.v1.Mirrors.Apply:input_type -> runv.agent.v1.ApplyMirrorRequest
+	58, // 57: runv.agent.v1.Mirrors.Replace:input_type -> runv.agent.v1.ReplaceMirrorRequest
+	60, // 58: runv.agent.v1.Mirrors.Remove:input_type -> runv.agent.v1.RemoveMirrorRequest
+	1,  // 59: runv.agent.v1.Guest.Info:output_type -> runv.agent.v1.InfoResponse
+	3,  // 60: runv.agent.v1.Guest.Configure:output_type -> runv.agent.v1.ConfigureResponse
+	5,  // 61: runv.agent.v1.Guest.Online:output_type -> runv.agent.v1.OnlineResponse
+	7,  // 62: runv.agent.v1.Guest.Signalled:output_type -> runv.agent.v1.SignalledResponse
+	9,  // 63: runv.agent.v1.Guest.Events:output_type -> runv.agent.v1.Event
+	14, // 64: runv.agent.v1.Guest.Shutdown:output_type -> runv.agent.v1.ShutdownResponse
+	20, // 65: runv.agent.v1.Containers.Create:output_type -> runv.agent.v1.CreateResponse
+	22, // 66: runv.agent.v1.Containers.Start:output_type -> runv.agent.v1.StartResponse
+	24, // 67: runv.agent.v1.Containers.Delete:output_type -> runv.agent.v1.DeleteResponse
+	26, // 68: runv.agent.v1.Containers.Pause:output_type -> runv.agent.v1.PauseResponse
+	28, // 69: runv.agent.v1.Containers.Resume:output_type -> runv.agent.v1.ResumeResponse
+	30, // 70: runv.agent.v1.Containers.Update:output_type -> runv.agent.v1.UpdateResponse
+	32, // 71: runv.agent.v1.Containers.Stats:output_type -> runv.agent.v1.StatsResponse
+	35, // 72: runv.agent.v1.Containers.Processes:output_type -> runv.agent.v1.ProcessesResponse
+	37, // 73: runv.agent.v1.Processes.Exec:output_type -> runv.agent.v1.ExecResponse
+	39, // 74: runv.agent.v1.Processes.Signal:output_type -> runv.agent.v1.SignalResponse
+	41, // 75: runv.agent.v1.Processes.Resize:output_type -> runv.agent.v1.ResizeResponse
+	43, // 76: runv.agent.v1.Networks.Apply:output_type -> runv.agent.v1.ApplyNetworkResponse
+	45, // 77: runv.agent.v1.Networks.Remove:output_type -> runv.agent.v1.RemoveNetworkResponse
+	47, // 78: runv.agent.v1.Networks.Resolve:output_type -> runv.agent.v1.ResolveResponse
+	55, // 79: runv.agent.v1.Mirrors.Create:output_type -> runv.agent.v1.CreateMirrorResponse
+	57, // 80: runv.agent.v1.Mirrors.Apply:output_type -> runv.agent.v1.ApplyMirrorResponse
+	59, // 81: runv.agent.v1.Mirrors.Replace:output_type -> runv.agent.v1.ReplaceMirrorResponse
+	61, // 82: runv.agent.v1.Mirrors.Remove:output_type -> runv.agent.v1.RemoveMirrorResponse
+	59, // [59:83] is the sub-list for method output_type
+	35, // [35:59] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -3960,15 +5285,25 @@ func file_api_agent_v1_agent_proto_init() {
 		(*Event_Oom)(nil),
 	}
 	file_api_agent_v1_agent_proto_msgTypes[17].OneofWrappers = []any{}
+	file_api_agent_v1_agent_proto_msgTypes[62].OneofWrappers = []any{
+		(*MirrorOperation_Make)(nil),
+		(*MirrorOperation_Write)(nil),
+		(*MirrorOperation_Publish)(nil),
+		(*MirrorOperation_Link)(nil),
+		(*MirrorOperation_Close)(nil),
+		(*MirrorOperation_SetAttributes)(nil),
+		(*MirrorOperation_Rename)(nil),
+		(*MirrorOperation_Remove)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   60,
+			NumMessages:   80,
 			NumExtensions: 0,
-			NumServices:   4,
+			NumServices:   5,
 		},
 		GoTypes:           file_api_agent_v1_agent_proto_goTypes,
 		DependencyIndexes: file_api_agent_v1_agent_proto_depIdxs,

@@ -455,3 +455,87 @@ func (c *networksClient) Resolve(ctx context.Context, req *ResolveRequest) (*Res
 	}
 	return &resp, nil
 }
+
+type MirrorsService interface {
+	Create(context.Context, *CreateMirrorRequest) (*CreateMirrorResponse, error)
+	Apply(context.Context, *ApplyMirrorRequest) (*ApplyMirrorResponse, error)
+	Replace(context.Context, *ReplaceMirrorRequest) (*ReplaceMirrorResponse, error)
+	Remove(context.Context, *RemoveMirrorRequest) (*RemoveMirrorResponse, error)
+}
+
+func RegisterMirrorsService(srv *ttrpc.Server, svc MirrorsService) {
+	srv.RegisterService("runv.agent.v1.Mirrors", &ttrpc.ServiceDesc{
+		Methods: map[string]ttrpc.Method{
+			"Create": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req CreateMirrorRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Create(ctx, &req)
+			},
+			"Apply": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ApplyMirrorRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Apply(ctx, &req)
+			},
+			"Replace": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ReplaceMirrorRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Replace(ctx, &req)
+			},
+			"Remove": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req RemoveMirrorRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Remove(ctx, &req)
+			},
+		},
+	})
+}
+
+type mirrorsClient struct {
+	client *ttrpc.Client
+}
+
+func NewMirrorsClient(client *ttrpc.Client) MirrorsService {
+	return &mirrorsClient{
+		client: client,
+	}
+}
+
+func (c *mirrorsClient) Create(ctx context.Context, req *CreateMirrorRequest) (*CreateMirrorResponse, error) {
+	var resp CreateMirrorResponse
+	if err := c.client.Call(ctx, "runv.agent.v1.Mirrors", "Create", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *mirrorsClient) Apply(ctx context.Context, req *ApplyMirrorRequest) (*ApplyMirrorResponse, error) {
+	var resp ApplyMirrorResponse
+	if err := c.client.Call(ctx, "runv.agent.v1.Mirrors", "Apply", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *mirrorsClient) Replace(ctx context.Context, req *ReplaceMirrorRequest) (*ReplaceMirrorResponse, error) {
+	var resp ReplaceMirrorResponse
+	if err := c.client.Call(ctx, "runv.agent.v1.Mirrors", "Replace", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *mirrorsClient) Remove(ctx context.Context, req *RemoveMirrorRequest) (*RemoveMirrorResponse, error) {
+	var resp RemoveMirrorResponse
+	if err := c.client.Call(ctx, "runv.agent.v1.Mirrors", "Remove", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}

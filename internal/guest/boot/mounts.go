@@ -18,6 +18,9 @@ const CgroupDir = "/sys/fs/cgroup/runv"
 // ShareDir is where the pod's shared directory is mounted.
 const ShareDir = "/run/runv/share"
 
+// MirrorDir is where mirrors are mounted.
+const MirrorDir = "/run/runv/mirror"
+
 type fileSystem struct {
 	target, kind string
 	flags        uintptr
@@ -57,8 +60,10 @@ func Mount() error {
 		}
 	}
 	// The root of a container's user namespace, too, must reach its files.
-	if err := os.MkdirAll(ShareDir, 0o711); err != nil {
-		return err
+	for _, dir := range []string{ShareDir, MirrorDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
 	}
 	// A container that reaches the agent's executable, through /proc say, shall not be
 	// able to change it.

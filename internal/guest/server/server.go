@@ -1,7 +1,7 @@
 // Package server answers the host's requests: the services of api/agent/v1 over
 // ttrpc on the control stream. internal/guest calls it for each conversation with a
 // host. It decides nothing: containers are internal/guest/container's, the
-// machine is the Machine's, networks internal/guest/network's.
+// machine is the Machine's, networks internal/guest/network's, mirrors internal/guest/mirror's.
 package server
 
 import (
@@ -21,6 +21,7 @@ import (
 	agentv1 "runv/api/agent/v1"
 	"runv/internal/guest/container"
 	"runv/internal/guest/eventlog"
+	"runv/internal/guest/mirror"
 	"runv/internal/guest/network"
 )
 
@@ -41,6 +42,7 @@ type Machine interface {
 type Server struct {
 	Containers *container.Set
 	Networks   *network.Set
+	Mirrors    *mirror.Set
 	Events     *eventlog.Log
 	Machine    Machine
 	Log        *slog.Logger
@@ -60,6 +62,7 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn, claim func(context.Co
 	agentv1.RegisterContainersService(srv, &containers{Server: s, claim: claim})
 	agentv1.RegisterProcessesService(srv, &processes{Server: s, claim: claim})
 	agentv1.RegisterNetworksService(srv, &networks{Server: s, claim: claim})
+	agentv1.RegisterMirrorsService(srv, &mirrors{Server: s})
 	err = srv.Serve(ctx, &listener{conn: watched})
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, ttrpc.ErrServerClosed) {
 		err = nil

@@ -269,3 +269,27 @@ func (n *networks) Resolve(ctx context.Context, r *agentv1.ResolveRequest) (*age
 	}
 	return &agentv1.ResolveResponse{}, nil
 }
+
+type mirrors struct{ *Server }
+
+// Create implements agentv1.MirrorsService.
+func (m *mirrors) Create(_ context.Context, r *agentv1.CreateMirrorRequest) (*agentv1.CreateMirrorResponse, error) {
+	path, err := m.Mirrors.Create(r)
+	return &agentv1.CreateMirrorResponse{Path: path}, err
+}
+
+// Apply implements agentv1.MirrorsService.
+func (m *mirrors) Apply(ctx context.Context, r *agentv1.ApplyMirrorRequest) (*agentv1.ApplyMirrorResponse, error) {
+	return &agentv1.ApplyMirrorResponse{}, m.Mirrors.Apply(ctx, r)
+}
+
+// Replace implements agentv1.MirrorsService.
+func (m *mirrors) Replace(_ context.Context, r *agentv1.ReplaceMirrorRequest) (*agentv1.ReplaceMirrorResponse, error) {
+	problems, err := m.Mirrors.Replace(r)
+	return &agentv1.ReplaceMirrorResponse{Problems: problems}, err
+}
+
+// Remove implements agentv1.MirrorsService.
+func (m *mirrors) Remove(_ context.Context, r *agentv1.RemoveMirrorRequest) (*agentv1.RemoveMirrorResponse, error) {
+	return &agentv1.RemoveMirrorResponse{}, m.Mirrors.Remove(r.Id)
+}
