@@ -28,8 +28,9 @@ func (a *app) stateCommand() *urfave.Command {
 pid is that of the container's stand-in on the host, 0 when it has stopped.
 The annotations dev.runv.* tell the pod, the hypervisor and what executes the
 guest's instructions (kvm or tcg), the guest's kernel, how many milliseconds
-each phase of the start took, the cgroup of the VM on the host, and with which
-status and when the program ended.
+each phase of the start took, the cgroup of the VM on the host, which bind
+mounts changed in a way that watches (inotify) in the container do not see any
+more, and with which status and when the program ended.
 
 Works from the state directory alone, also when the supervisor is dead.
 
@@ -87,6 +88,9 @@ func (a *app) describe(store *state.Store, c state.Container) containerState {
 	}
 	if c.ExitedAt != nil {
 		s.Annotations["dev.runv.exited"] = c.ExitedAt.UTC().Format(time.RFC3339Nano)
+	}
+	if len(c.LostWatches) > 0 {
+		s.Annotations["dev.runv.lost-watches"] = strings.Join(c.LostWatches, "; ")
 	}
 	pod, err := store.LoadPod(c.PodID)
 	if err != nil {

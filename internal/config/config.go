@@ -38,6 +38,7 @@ type Config struct {
 	VMMMemory     int64  // bytes that the VMM may take on the host beyond the VM's memory
 	BootTimeout   time.Duration
 	Binds         string // Coherent or Exclusive
+	Mirrors       bool   // copy small read-only bind mounts to the guest's memory
 }
 
 // How a guest may cache files of bind mounts that it can write to.
@@ -180,6 +181,23 @@ func Keys() []Key {
 				return nil
 			},
 			get: func(c *Config) string { return c.Binds },
+		},
+		{
+			Name: "mirrors", Default: "on",
+			Doc: "whether small read-only bind mounts are repeated in the guest's memory, so that watches (inotify) fire: on or off",
+			set: func(c *Config, s string) error {
+				if s != "on" && s != "off" {
+					return fmt.Errorf("%q is neither on nor off", s)
+				}
+				c.Mirrors = s == "on"
+				return nil
+			},
+			get: func(c *Config) string {
+				if c.Mirrors {
+					return "on"
+				}
+				return "off"
+			},
 		},
 	}
 }

@@ -38,7 +38,7 @@ func TestDefaults(t *testing.T) {
 	e, err := config.LoadFrom(config.Overrides{}, filepath.Join(t.TempDir(), "missing"))
 	assert.NilError(t, err)
 	assert.DeepEqual(t, e.Config, config.Config{
-		Accel: "auto", DefaultVCPUs: 1, DefaultMemory: 512 << 20, VMMMemory: 256 << 20, BootTimeout: time.Minute, Binds: config.Coherent,
+		Accel: "auto", DefaultVCPUs: 1, DefaultMemory: 512 << 20, VMMMemory: 256 << 20, BootTimeout: time.Minute, Binds: config.Coherent, Mirrors: true,
 	})
 	assert.Equal(t, e.File, "")
 	for _, k := range config.Keys() {
@@ -57,7 +57,7 @@ func TestEachSourceWinsOverTheOneBelow(t *testing.T) {
 	assert.NilError(t, err)
 	assert.DeepEqual(t, e.Config, config.Config{
 		Accel: "tcg", QEMU: "qemu-kvm", GuestDir: filepath.Join(wd, "from/flag"),
-		DefaultVCPUs: 2, DefaultMemory: 1 << 30, VMMMemory: 256 << 20, BootTimeout: 90 * time.Second, Binds: config.Coherent,
+		DefaultVCPUs: 2, DefaultMemory: 1 << 30, VMMMemory: 256 << 20, BootTimeout: 90 * time.Second, Binds: config.Coherent, Mirrors: true,
 	})
 	assert.Equal(t, e.File, file)
 	for key, want := range map[string]string{
@@ -203,7 +203,7 @@ func TestPrintedConfigurationIsOne(t *testing.T) {
 func TestEveryKeyCanBeInTheFile(t *testing.T) {
 	for _, k := range config.Keys() {
 		value := map[string]string{
-			"accel": `"tcg"`, "default_vcpus": "4", "default_memory": `"1GiB"`, "vmm_memory": `"64MiB"`, "boot_timeout": `"5s"`, "binds": `"exclusive"`,
+			"accel": `"tcg"`, "default_vcpus": "4", "default_memory": `"1GiB"`, "vmm_memory": `"64MiB"`, "boot_timeout": `"5s"`, "binds": `"exclusive"`, "mirrors": `"off"`,
 		}[k.Name]
 		if value == "" {
 			value = `"/x"`

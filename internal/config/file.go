@@ -33,6 +33,7 @@ type document struct {
 	VMMMemory     *string `toml:"vmm_memory"`
 	BootTimeout   *string `toml:"boot_timeout"`
 	Binds         *string `toml:"binds"`
+	Mirrors       *string `toml:"mirrors"`
 }
 
 // value is what the file says of one key.

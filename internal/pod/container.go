@@ -16,6 +16,7 @@ import (
 	"runv/internal/hostcgroup"
 	"runv/internal/join"
 	"runv/internal/journal"
+	"runv/internal/mirror"
 	"runv/internal/rpcerror"
 	"runv/internal/standin"
 	"runv/internal/state"
@@ -47,9 +48,10 @@ type container struct {
 	limits    *specs.LinuxResources // as updates have left them; may be nil
 	// affinityCPUs is how many CPUs its execs name, as bundle.AffinityCPUs has it.
 	affinityCPUs int
-	environ      []string    // of hooks on the host that have none of their own
-	oomScore     int         // of init: the host's kernel is to know it, too
-	network      *podNetwork // nil: it has none of the host's
+	environ      []string               // of hooks on the host that have none of their own
+	oomScore     int                    // of init: the host's kernel is to know it, too
+	network      *podNetwork            // nil: it has none of the host's
+	mirrors      map[int]*mirror.Mirror // of bind mounts, by index; fixed until leaveMirrors
 
 	oomTold   chan struct{} // closed when the host's cgroup has told of an OOM; nil: there was none
 	poststart *poststart    // nil: not begun, or no hooks
@@ -256,6 +258,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 		namespaces[specs.NetworkNamespace] = "network:" + net.id
 	}
 	b.Made = mapping.Made
+	p.startMirrors(ctx, c, vm, mapping)
 	spec, err := b.GuestSpec(mapping.Root, mapping.Binds, namespaces)
 	if err != nil {
 		return 0, err
@@ -266,6 +269,9 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 	}
 	if _, err := vm.Agent.Containers.Create(ctx, create); err != nil {
 		return 0, p.explain(agentclient.Error(err), vm)
+	}
+	if err := settleMirrors(ctx, c); err != nil {
+		return 0, err
 	}
 	if net != nil {
 		net.created.Store(true)
@@ -325,7 +331,7 @@ func (p *Pod) addToShare(ctx context.Context, c *container, b *bundle.Bundle) (s
 	if err != nil {
 		return m, fmt.Errorf("mount: %w", err)
 	}
-	return m, nil
+	return m, p.addMirrors(ctx, c, b, m)
 }
 
 func (p *Pod) awaitStandIn(ctx context.Context, token standin.Token) (*standin.Peer, error) {
@@ -383,6 +389,7 @@ func (p *Pod) removeFromVM(vm *factory.VM, c *container, inGuest bool) {
 		}
 	}
 	p.leaveNetwork(c)
+	p.leaveMirrors(c)
 	if err := p.cfg.Share.Remove(id); err != nil {
 		p.log.Error("remove from share", "container", id, "err", err)
 	}
@@ -524,6 +531,7 @@ func (p *Pod) Start(ctx context.Context, id string) error {
 	var record state.Container
 	var env []string
 	err := p.operate(ctx, verbStart, id, func(ctx context.Context, vm *factory.VM) error {
+		p.syncMirrors(ctx, id)
 		_, err := vm.Agent.Containers.Start(ctx, &agentv1.StartRequest{Id: id})
 		return err
 	}, func(c *container) {

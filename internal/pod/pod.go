@@ -17,6 +17,7 @@ import (
 	"runv/internal/hostcgroup"
 	"runv/internal/hypervisor"
 	"runv/internal/journal"
+	"runv/internal/mirror"
 	"runv/internal/network"
 	"runv/internal/rpcerror"
 	"runv/internal/standin"
@@ -90,7 +91,9 @@ type Config struct {
 	// UserNetwork connects a new network namespace that nobody has put an interface into; nil: it stays alone. The
 	// result is closed with the network.
 	UserNetwork func(ctx context.Context, ns *network.Namespace) (io.Closer, error)
-	Log         *slog.Logger
+	// Mirrors has small read-only binds in the guest's memory; the pod closes it. nil: all come over the share.
+	Mirrors *mirror.Set
+	Log     *slog.Logger
 }
 
 // Pod is one VM and all that lives in it. Its exported methods are safe for
@@ -161,6 +164,7 @@ func (p *Pod) Run(ctx context.Context) error {
 			p.stop("supervisor is told to end")
 		}
 	}
+	p.closeMirrors()            // also of a pod that had no VM
 	if len(p.containers) == 0 { // else the cgroup is removed with the last record of one, as under runc
 		p.removeCgroup()
 	}
@@ -352,6 +356,7 @@ func (p *Pod) dismantle(graceful bool) {
 		<-vm.Done()
 	}
 	p.closeNetworks()
+	p.closeMirrors()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	if err := p.cfg.Share.Close(ctx); err != nil {

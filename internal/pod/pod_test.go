@@ -35,6 +35,7 @@ import (
 	"runv/internal/hypervisor"
 	"runv/internal/hypervisor/fake"
 	"runv/internal/journal"
+	"runv/internal/mirror"
 	"runv/internal/pod"
 	"runv/internal/rpcerror"
 	"runv/internal/standin"
@@ -62,6 +63,7 @@ type agent struct {
 	online              func(*agentv1.OnlineRequest) (*agentv1.OnlineResponse, error)
 	update              func(*agentv1.UpdateRequest) (*agentv1.UpdateResponse, error)
 	shutdown            func()
+	mirrors             guestMirrors
 }
 
 func newAgent() *agent {
@@ -82,6 +84,7 @@ func (a *agent) serve(_ *fake.VM, channel net.Conn) {
 	agentv1.RegisterGuestService(server, a)
 	agentv1.RegisterContainersService(server, a)
 	agentv1.RegisterProcessesService(server, a)
+	agentv1.RegisterMirrorsService(server, &a.mirrors)
 	l := &oneListener{conn: session.Control(), done: make(chan struct{})}
 	go func() {
 		<-session.Done()
@@ -290,14 +293,18 @@ func (s *noShare) InterruptWaits(threads []int) error {
 
 func (s *noShare) Start(context.Context) error { return nil }
 func (s *noShare) Socket() string              { return "" }
-func (s *noShare) Add(_ context.Context, id string, _ storage.Root, _ map[int]storage.Bind) (storage.Mapping, error) {
+func (s *noShare) Add(_ context.Context, id string, _ storage.Root, binds map[int]storage.Bind) (storage.Mapping, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.add != nil {
 		return storage.Mapping{}, s.add
 	}
 	s.added[id] = true
-	return storage.Mapping{Root: "/share/" + id}, nil
+	m := storage.Mapping{Root: "/share/" + id, Binds: map[int]string{}}
+	for i, b := range binds {
+		m.Binds[i] = "/share/binds" + b.Source
+	}
+	return m, nil
 }
 
 func (s *noShare) Remove(id string) error {
@@ -363,7 +370,7 @@ func newWorld(t *testing.T) *world {
 		Factory: factory.Direct{Driver: w.driver, BootTimeout: 5 * time.Second},
 		Share:   w.share, Cgroup: w.cgroup, Recorder: w.disk, StandIns: listener, Journal: w.journal,
 		OnHost: func(f func() error) error { return f() }, Log: slog.New(slog.DiscardHandler),
-		Mirror: w.mirrors.make,
+		Mirror: w.mirrors.make, Mirrors: mirror.New(mirror.DefaultLimits(), slog.New(slog.DiscardHandler)),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { w.ran <- w.pod.Run(ctx) }()

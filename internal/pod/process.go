@@ -284,6 +284,7 @@ func (p *Pod) execInGuest(ctx context.Context, vm *factory.VM, proc *process, sp
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+	p.syncMirrors(ctx, proc.c.record.ID)
 	stdio, err := proc.openStreams(vm.Agent)
 	if err != nil {
 		return err

@@ -51,6 +51,7 @@ const (
 	// MaxPhases bounds the timed phases of a pod.
 	MaxPhases = 256
 	maxNets   = 256 // network namespaces of a pod
+	maxLost   = 256 // bind mounts of a container that lost their watches
 )
 
 // Names of the supervisor's files in the pod's directory that others look for.
@@ -102,6 +103,9 @@ type Container struct {
 	// Hooks are the bundle's. The supervisor sets them when it begins to make the container; from
 	// then on whoever removes the record runs the poststop hooks afterwards.
 	Hooks specs.Hooks `json:"hooks,omitzero"`
+	// LostWatches are sources of bind mounts whose changes watches in the container do not see any more, each
+	// with the reason.
+	LostWatches []string `json:"lostWatches,omitempty"`
 	// NetNS is the network namespace of the host that the container is in. It is set when the
 	// container is created; a container that another brings into its own network has it, too.
 	NetNS NetNS `json:"netNS,omitzero"`
@@ -222,6 +226,8 @@ func (c *Container) validate() error {
 		return damaged("owner %d", c.Owner)
 	case c.Created.IsZero():
 		return damaged("no created")
+	case len(c.LostWatches) > maxLost:
+		return damaged("%d entries in lostWatches", len(c.LostWatches))
 	}
 	if err := c.Creator.validate("creator"); err != nil {
 		return err

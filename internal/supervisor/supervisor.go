@@ -34,6 +34,7 @@ import (
 	"runv/internal/hypervisor"
 	"runv/internal/hypervisor/qemu"
 	"runv/internal/journal"
+	"runv/internal/mirror"
 	"runv/internal/mountns"
 	"runv/internal/network"
 	"runv/internal/pod"
@@ -227,9 +228,13 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 			return network.StartPasta(ctx, cfg.Pasta, ns, cgroup.Start)
 		}
 	}
+	var mirrors *mirror.Set
+	if cfg.Mirrors {
+		mirrors = mirror.New(mirror.DefaultLimits(), log)
+	}
 	return pod.New(pod.Config{
-		UserNetwork: userNetwork,
-		Record:      record, VM: vm,
+		UserNetwork: userNetwork, Mirrors: mirrors,
+		Record: record, VM: vm,
 		DefaultVCPUs: cfg.DefaultVCPUs, DefaultMemory: cfg.DefaultMemory, IdleTimeout: idleTimeout,
 		Factory: factory.Direct{Driver: driver, BootTimeout: cfg.BootTimeout},
 		Share:   share, ExclusiveBinds: cfg.Binds == config.Exclusive, Cgroup: cgroup, Recorder: store, StandIns: s.standIns, Journal: s.journal, Log: log,
