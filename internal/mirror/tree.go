@@ -283,6 +283,11 @@ const blockSize = 64 << 10
 func (m *Mirror) content(n *node, fd int, dst string, staged, always bool) (changed bool, err error) {
 	left := m.set.limits.GrownBytes - m.bytes + n.size
 	left = min(left, m.set.limits.GrownTotalBytes-m.set.used()+n.size)
+	outgrown := unfit("it has grown to more than %d bytes, or all mirrors of the pod to more than %d",
+		m.set.limits.GrownBytes, m.set.limits.GrownTotalBytes)
+	if n.st.size > left { // not after most of it was sent
+		return false, outgrown
+	}
 	file, err := unix.Open(procPath(fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false, fmt.Errorf("open %s: %w", n.path(), err)
@@ -306,8 +311,7 @@ func (m *Mirror) content(n *node, fd int, dst string, staged, always bool) (chan
 	for {
 		size, err := io.ReadFull(f, buf)
 		if total += int64(size); total > left {
-			return false, unfit("it has grown to more than %d bytes, or all mirrors of the pod to more than %d",
-				m.set.limits.GrownBytes, m.set.limits.GrownTotalBytes)
+			return false, outgrown
 		}
 		if size > 0 {
 			i := len(blocks)

@@ -204,7 +204,7 @@ func (p *Pod) syncMirrors(ctx context.Context, id string) {
 }
 
 // syncTimeout is how long a start waits for that.
-const syncTimeout = 5 * time.Second
+const syncTimeout = 10 * time.Second
 
 // leaveMirrors ends a container's use of mirrors.
 func (p *Pod) leaveMirrors(c *container) {
