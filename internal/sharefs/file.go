@@ -203,6 +203,7 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 		return
 	}
 	fs.forgetFile(f)
+	fs.unlockFile(f)
 	f.put()
 	fs.locksChanged() // a lock of flock(2) goes with its file
 }

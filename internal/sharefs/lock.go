@@ -31,6 +31,7 @@ const (
 type lockFile struct {
 	*descriptor
 	writable bool
+	by       *openFile // that the owner used last; under FS.mu
 }
 
 // A lockWait is a request that waits for a lock.
@@ -242,6 +243,9 @@ func (fs *FS) lockFileOf(f *openFile, owner uint64, keep bool) (_ *lockFile, don
 	l := f.node.locks[owner]
 	if l != nil && (l.writable || !f.writable || !keep) {
 		l.refs++
+		if keep {
+			l.by = f
+		}
 		fs.mu.Unlock()
 		return l, func() { fs.release(l.descriptor) }, nil
 	}
@@ -261,7 +265,7 @@ func (fs *FS) lockFileOf(f *openFile, owner uint64, keep bool) (_ *lockFile, don
 	if err != nil {
 		return nil, nil, err
 	}
-	made := &lockFile{descriptor: &descriptor{fd: fd, refs: 1}, writable: f.writable}
+	made := &lockFile{descriptor: &descriptor{fd: fd, refs: 1}, writable: f.writable, by: f}
 	if !keep {
 		return made, func() { fs.release(made.descriptor) }, nil
 	}
@@ -281,6 +285,22 @@ func (fs *FS) lockFileOf(f *openFile, owner uint64, keep bool) (_ *lockFile, don
 	fs.mu.Unlock()
 	closeAll(closing)
 	return made, func() { fs.release(made.descriptor) }, nil
+}
+
+// unlockFile releases the record locks that were taken by way of a file that is closed for good. Those of a process are gone by
+// then (Flush). Those of an open file description (F_OFD_SETLK) are not: the guest's kernel does not release them.
+func (fs *FS) unlockFile(f *openFile) {
+	fs.mu.Lock()
+	var closing []*descriptor
+	for owner, l := range f.node.locks {
+		if l.by == f {
+			delete(f.node.locks, owner)
+			fs.locked--
+			closing = l.unref(closing)
+		}
+	}
+	fs.mu.Unlock()
+	closeAll(closing)
 }
 
 // unlockOwner releases all record locks that an owner holds on a file.

@@ -1,5 +1,6 @@
 // Package seccomp compiles the seccomp profile of a container's configuration to
-// the program for the kernel of its guest. internal/bundle calls it. It runs on the
+// the program for the kernel of its guest. internal/bundle calls it, and internal/shareserver, which confines itself
+// on the host by it. It runs on the
 // host, where that is fast, and hands out nothing but instructions and flags: it
 // loads nothing, and knows of the guest only that it is an amd64.
 //

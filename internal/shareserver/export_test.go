@@ -1,0 +1,6 @@
+package shareserver
+
+// For the test of the filter.
+var (
+	SetFilter = setFilter
+)
