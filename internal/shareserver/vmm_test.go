@@ -66,7 +66,7 @@ func connect(t testing.TB, conn *net.UnixConn) *vmm {
 	}
 	const features = 1<<30 | 1<<32 // the protocol's, VERSION_1
 	v.send(t, 2, u64s(features))
-	v.send(t, 37, u64s(0, guestBase, memSize, userBase, 0), fd)
+	v.send(t, 5, append(u32s(1, 0), u64s(guestBase, memSize, userBase, 0)...), fd)
 	v.send(t, 8, u32s(1, ringSize))
 	v.send(t, 10, u32s(1, 0))
 	v.send(t, 9, append(u32s(1, 0), u64s(userBase, userBase+usedAt, userBase+availAt, 0)...))
