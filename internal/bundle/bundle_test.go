@@ -710,3 +710,13 @@ func TestValidateID(t *testing.T) {
 		assert.Assert(t, !strings.Contains(err.Error(), "\n"))
 	}
 }
+
+func TestAffinityCPUs(t *testing.T) {
+	for _, c := range []struct {
+		affinity *specs.CPUAffinity
+		want     int
+	}{{nil, 0}, {&specs.CPUAffinity{}, 0}, {&specs.CPUAffinity{Initial: "0", Final: "1,3"}, 4}, {&specs.CPUAffinity{Initial: "0-7"}, 8}} {
+		b := &bundle.Bundle{Spec: &specs.Spec{Process: &specs.Process{ExecCPUAffinity: c.affinity}}}
+		assert.Equal(t, b.AffinityCPUs(), c.want)
+	}
+}
