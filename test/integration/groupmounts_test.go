@@ -54,6 +54,11 @@ func TestMountsOfGroups(t *testing.T) {
 	bundle := e.Bundle([]string{"sh", "-c", useGroups})
 	original, err := os.ReadFile(filepath.Join(bundle, "config.json"))
 	assert.NilError(t, err)
+	configure := func(mounts ...specs.Mount) {
+		t.Helper()
+		assert.NilError(t, os.WriteFile(filepath.Join(bundle, "config.json"), original, 0o600))
+		e.EditSpec(bundle, withGroups(mounts...))
+	}
 	for name, mounts := range map[string][]specs.Mount{
 		"none":                     {},
 		"read-only":                {mount(at, "cgroup", "cgroup", "ro nosuid noexec nodev relatime")},
@@ -71,8 +76,7 @@ func TestMountsOfGroups(t *testing.T) {
 			if _, err := os.Stat(at + "/systemd"); err != nil && strings.Contains(name, "systemd") {
 				t.Skip("the host has no hierarchy of cgroup v1")
 			}
-			assert.NilError(t, os.WriteFile(filepath.Join(bundle, "config.json"), original, 0o600))
-			e.EditSpec(bundle, withGroups(mounts...))
+			configure(mounts...)
 			var oracles []string
 			for _, runc := range e.Runcs() {
 				want := runc.Run("run", "--bundle", bundle, name+ownSuffix(runc.Name))
@@ -102,19 +106,19 @@ fi 2>/dev/null; true`
 	}
 
 	// Elsewhere than where a program looks for its own groups, they may be meant to be the host's.
+	configure(mount("/host", "bind", at, "rbind ro rro"))
 	e.EditSpec(bundle, func(s *specs.Spec) {
-		s.Process.Args[2] = `stat -f -c %T /host; [ -e /host/runv ] || echo own; mkdir /host/x || echo read-only`
+		s.Process.Args[2] = `[ -e /host/cgroup.controllers ] && echo version 2; mkdir /host/x || echo read-only`
 	})
-	e.EditSpec(bundle, withGroups(mount("/host", "bind", at, "rbind ro rro")))
 	r := e.Run("run", "--bundle", bundle, "box")
-	assert.Assert(t, cmp.Contains(r.Stderr, `runv: warning: mounts[7].source: "/sys/fs/cgroup" at /host has the container's own control groups, in the guest's cgroup v2, not the host's`))
-	assert.Assert(t, cmp.Contains(r.Stdout, "read-only\n"), r.Stderr)
+	assert.Assert(t, cmp.Contains(r.Stderr, `runv: warning: mounts[6].source: "/sys/fs/cgroup" at /host has the container's own control groups, in the guest's cgroup v2, not the host's`))
+	assert.Equal(t, r.Stdout, "version 2\nread-only\n", r.Stderr)
 
 	files, _ := filepath.Glob(at + "/memory/cgroup.procs")
 	if len(files) == 0 {
 		files = []string{at + "/cgroup.procs"}
 	}
-	e.EditSpec(bundle, withGroups(mount("/file", "bind", files[0], "bind")))
+	configure(mount("/file", "bind", files[0], "bind"))
 	r = e.Run("run", "--bundle", bundle, "box")
 	assert.Equal(t, r.Code, 1)
 	assert.Assert(t, cmp.Contains(r.Stderr, `is a file of the host's control groups; the VM has its own`))
