@@ -117,7 +117,7 @@ func invalid(format string, args ...any) error {
 	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
 }
 
-// Create makes the cgroup with the container's limits, all but that of CPU time, which the VM's boot
+// Create makes the cgroup with the container's limits, all but those of CPU time, quota and shares, which the VM's boot
 // does not have. Systemd makes none without a process: it gets the one with this pid, which else is
 // for Join. Create calls save before the cgroup exists
 // and when it does. After an error, too, Remove is to be called. Where cgroups cannot be made and
@@ -260,7 +260,7 @@ func (g *Group) Join(pid int) error {
 	return nil
 }
 
-// Limit sets the container's limits, that of CPU time included. It does nothing without a cgroup.
+// Limit sets the container's limits, those of CPU time included. It does nothing without a cgroup.
 func (g *Group) Limit(r *specs.LinuxResources, vmMemory int64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

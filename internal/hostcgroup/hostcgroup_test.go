@@ -93,8 +93,8 @@ func TestLimits(t *testing.T) {
 	assert.Equal(t, got.MemorySwap, int64(1<<60))
 	assert.Equal(t, got.MemoryReservation, int64(mib))
 
-	cpu := func(c specs.LinuxCPU, quota bool) cgroups.Resources {
-		return limits(&specs.LinuxResources{CPU: &c}, quota)
+	cpu := func(c specs.LinuxCPU, booted bool) cgroups.Resources {
+		return limits(&specs.LinuxResources{CPU: &c}, booted)
 	}
 	got = cpu(specs.LinuxCPU{Quota: new(int64(10000)), Period: new(uint64(20000)), Shares: new(uint64(1024))}, true)
 	assert.Equal(t, got.CpuQuota, int64(20000), "half a CPU more")
@@ -104,6 +104,9 @@ func TestLimits(t *testing.T) {
 	assert.Equal(t, cpu(specs.LinuxCPU{Quota: new(int64(10000))}, true).CpuQuota, int64(60000))
 	assert.Equal(t, cpu(specs.LinuxCPU{Quota: new(int64(-1))}, true).CpuQuota, int64(-1))
 	assert.Equal(t, cpu(specs.LinuxCPU{Quota: new(int64(10000))}, false).CpuQuota, int64(0), "the boot is not slowed down")
+	got = cpu(specs.LinuxCPU{Shares: new(uint64(2))}, false)
+	assert.Equal(t, got.CpuShares, uint64(0), "the boot has an ordinary weight")
+	assert.Equal(t, got.CpuWeight, uint64(0))
 
 	assert.Equal(t, *limits(&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: new(int64(5))}}, true).PidsLimit, int64(512))
 	assert.Equal(t, *limits(&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: new(int64(-1))}}, true).PidsLimit, int64(-1))
@@ -209,6 +212,31 @@ func TestRemove(t *testing.T) {
 	_, err = os.Stat(path)
 	assert.ErrorIs(t, err, os.ErrNotExist)
 	assert.NilError(t, record.Remove(long), "again")
+}
+
+// A pod's sandbox has next to no share of CPU time, and the VM must boot first.
+func TestSharesComeAfterTheBoot(t *testing.T) {
+	r := &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: new(uint64(2)), Quota: new(int64(1000))}}
+	g, record := create(t, hostcgroup.Container{ID: name(t), Resources: r, VMMemory: 1 << 28})
+	weight := func() string {
+		t.Helper()
+		for _, d := range record.Dirs {
+			for _, file := range []string{"cpu.shares", "cpu.weight"} {
+				if data, err := os.ReadFile(filepath.Join(d.Path, file)); err == nil {
+					return strings.TrimSpace(string(data))
+				}
+			}
+		}
+		t.Fatal("no file tells the weight")
+		return ""
+	}
+	ordinary := weight()
+	assert.Assert(t, ordinary == "1024" || ordinary == "100", ordinary)
+	assert.NilError(t, g.Limit(r, 1<<28))
+	assert.Assert(t, weight() == "2" || weight() == "1", weight())
+	r.CPU.Shares = new(uint64(1024 + 2))
+	assert.NilError(t, g.Limit(r, 1<<28))
+	assert.Assert(t, weight() == "1026" || weight() == "101", weight())
 }
 
 func TestUpdateAndStats(t *testing.T) {

@@ -33,8 +33,10 @@ func limited(r *specs.LinuxResources) bool {
 
 // limits translates a container's limits to those of its VM on the host. Devices are not limited,
 // as QEMU and virtiofsd take none but what they are given; the memory's OOM killer stays, for a VMM
-// that waits for memory could not even be asked why.
-func (g *Group) limits(r *specs.LinuxResources, vmMemory int64, withQuota bool) *cgroups.Resources {
+// that waits for memory could not even be asked why. What a VM has of CPU time, by quota and by shares, is limited when it has booted:
+// a pod's first container may be one that has next to nothing, such as the sandbox of a pod of Kubernetes, and
+// a busy machine would leave none for the boot.
+func (g *Group) limits(r *specs.LinuxResources, vmMemory int64, booted bool) *cgroups.Resources {
 	res := &cgroups.Resources{SkipDevices: g.noDevices}
 	if r == nil {
 		return res
@@ -56,14 +58,12 @@ func (g *Group) limits(r *specs.LinuxResources, vmMemory int64, withQuota bool) 
 			res.MemorySwap = min(n, 0)
 		}
 	}
-	if cpu := r.CPU; cpu != nil {
+	if cpu := r.CPU; cpu != nil && booted {
 		if cpu.Shares != nil {
 			res.CpuShares = *cpu.Shares
 			res.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(*cpu.Shares)
 		}
-		if withQuota {
-			res.CpuQuota, res.CpuPeriod = g.quota(cpu)
-		}
+		res.CpuQuota, res.CpuPeriod = g.quota(cpu)
 	}
 	if r.Pids != nil {
 		n := int64(-1)

@@ -279,7 +279,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 			return 0, p.explain(err, vm)
 		}
 	}
-	if first != nil { // that of CPU time the boot did not have
+	if first != nil { // those of CPU time the boot did not have
 		if err := p.setLimits(ctx); err != nil {
 			return 0, err
 		}
