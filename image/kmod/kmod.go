@@ -173,12 +173,22 @@ func readInfo(data []byte) (m modInfo, err error) {
 		case "softdep":
 			m.wants = append(m.wants, softBefore(value)...)
 		case "alias":
-			if !strings.ContainsAny(value, "*?[ ") {
+			if known(value) {
 				m.aliases = append(m.aliases, value)
 			}
 		}
 	}
 	return m, nil
+}
+
+// known tells whether the agent would recognize a name of a module. Those of devices on buses are patterns, which
+// nobody asks for in a guest; those of device nodes end in one number for all.
+func known(alias string) bool {
+	prefix, all := strings.CutSuffix(alias, "-*")
+	if all && (strings.HasPrefix(alias, "block-major-") || strings.HasPrefix(alias, "char-major-")) {
+		alias = prefix
+	}
+	return !strings.ContainsAny(alias, "*?[ ")
 }
 
 // softBefore returns the names after "pre:" in a value such as "pre: a b post: c".

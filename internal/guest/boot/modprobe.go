@@ -79,12 +79,26 @@ func readDemand(r io.Reader) (*demand, error) {
 // spell writes a name as the kernel does not always.
 func spell(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
-// load loads modules and what they need, each once, with a function.
-func (d *demand) load(name string, load func(demandModule) error) error {
-	names := d.aliases[spell(name)]
-	if _, ok := d.modules[spell(name)]; ok {
-		names = []string{spell(name)}
+// find returns the modules with a name or an alias. The kernel asks for a device node by two numbers; the alias may have a star
+// for the second.
+func (d *demand) find(name string) []string {
+	name = spell(name)
+	if _, ok := d.modules[name]; ok {
+		return []string{name}
 	}
+	if names := d.aliases[name]; names != nil {
+		return names
+	}
+	if i := strings.LastIndexByte(name, '_'); i > 0 {
+		return d.aliases[name[:i]+"_*"]
+	}
+	return nil
+}
+
+// load loads modules and what they need, each once, with a function. Of several with the same alias some may refuse:
+// those for processors of other kinds, say.
+func (d *demand) load(name string, load func(demandModule) error) error {
+	names := d.find(name)
 	if len(names) == 0 {
 		return fmt.Errorf("load module %s: there is none", name)
 	}
@@ -106,12 +120,16 @@ func (d *demand) load(name string, load func(demandModule) error) error {
 		}
 		return load(m)
 	}
+	var errs []error
 	for _, name := range names {
 		if err := add(name); err != nil {
-			return err
+			errs = append(errs, err)
 		}
 	}
-	return nil
+	if len(errs) < len(names) {
+		return nil
+	}
+	return errors.Join(errs...)
 }
 
 // load loads the module. One that is loaded is success.

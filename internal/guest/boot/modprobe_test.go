@@ -22,6 +22,9 @@ packed udp_diag 53 9 inet_diag
 alias net-pf-16-proto-4-type-2 tcp_diag
 alias net-pf-16-proto-4-type-2 udp_diag
 packed broken 62 9 gone
+packed loop 71 9
+alias block-major-7-* loop
+alias char-major-10-237 loop
 `
 
 func TestDemand(t *testing.T) {
@@ -32,18 +35,25 @@ func TestDemand(t *testing.T) {
 		"ip6t_SNAT":                "x_tables virtio nf_nat xt_nat",
 		"virtio":                   "virtio",
 		"net-pf-16-proto-4-type-2": "inet_diag tcp_diag udp_diag",
+		"block-major-7-3":          "loop",
+		"char-major-10-237":        "loop",
 	} {
 		loaded, err := boot.LoadDemand(demandList, name, "")
 		assert.NilError(t, err)
 		assert.Equal(t, strings.Join(loaded, " "), want, name)
 	}
-	for _, name := range []string{"unknown", "", "broken"} {
+	for _, name := range []string{"unknown", "", "broken", "block-major-8-3", "char-major-10-23"} {
 		_, err := boot.LoadDemand(demandList, name, "")
 		assert.ErrorContains(t, err, "there is none", name)
 	}
 	loaded, err := boot.LoadDemand(demandList, "xt_nat", "nf_nat")
 	assert.ErrorIs(t, err, boot.ErrLoad)
 	assert.DeepEqual(t, loaded, []string{"x_tables", "virtio"})
+
+	// One of those that can do the same may be for another processor.
+	loaded, err = boot.LoadDemand(demandList, "net-pf-16-proto-4-type-2", "tcp_diag")
+	assert.NilError(t, err)
+	assert.DeepEqual(t, loaded, []string{"inet_diag", "udp_diag"})
 }
 
 func FuzzDemand(f *testing.F) {
