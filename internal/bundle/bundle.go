@@ -28,10 +28,13 @@ import (
 )
 
 const (
-	// maxConfig bounds config.json and process.json, in bytes.
-	maxConfig = 4 << 20
+	// MaxConfig bounds config.json and process.json, in bytes. The kernel takes up to 6 MiB of arguments and environment,
+	// whose characters JSON may write as six each.
+	MaxConfig = 64 << 20
 	// maxGuest bounds a specification for the guest, in bytes: what its agent takes.
-	maxGuest = 3 << 20
+	maxGuest = 48 << 20
+	// maxResources bounds resources for the guest, in bytes: what a message to its agent takes.
+	maxResources = 3 << 20
 )
 
 const configFile = "config.json"
@@ -336,7 +339,7 @@ func readConfig(dir string) ([]byte, error) {
 	if !fi.Mode().IsRegular() {
 		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("open bundle: %s: not a regular file", path))
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	data, err := io.ReadAll(io.LimitReader(f, MaxConfig+1))
 	if err != nil {
 		return nil, fmt.Errorf("open bundle: %w", err)
 	}

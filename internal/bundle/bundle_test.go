@@ -425,16 +425,16 @@ func TestSyntaxErrorsNameTheirPosition(t *testing.T) {
 		assert.ErrorContains(t, err, want)
 		assert.Assert(t, errdefs.IsInvalidArgument(err))
 	}
-	_, err := bundle.Parse(make([]byte, 4<<20+1), "/b")
-	assert.ErrorContains(t, err, "config.json: larger than 4194304 bytes")
+	_, err := bundle.Parse(make([]byte, bundle.MaxConfig+1), "/b")
+	assert.ErrorContains(t, err, "config.json: larger than 67108864 bytes")
 	_, err = bundle.Parse([]byte("{}"), "b")
 	assert.ErrorContains(t, err, "not an absolute path")
 
-	big := with(t, "annotations", `{"a":"`+strings.Repeat("x", 3<<20)+`"}`)
+	big := with(t, "annotations", `{"a":"`+strings.Repeat("x", 5<<20)+`"}`)
 	_, err = bundle.Parse(big, "/b")
 	assert.NilError(t, err, "annotations do not go to the guest")
 	arg := `"` + strings.Repeat("y", 100<<10) + `"`
-	big = with(t, "process.args", "["+strings.Repeat(arg+",", 33)+arg+"]")
+	big = with(t, "process.args", "["+strings.Repeat(arg+",", 500)+arg+"]")
 	_, err = bundle.Parse(big, "/b")
 	assert.ErrorContains(t, err, "for the guest are more than")
 }
@@ -486,7 +486,7 @@ func TestLoad(t *testing.T) {
 	_, err = bundle.Load(dir)
 	assert.ErrorContains(t, err, "not a regular file")
 	assert.NilError(t, os.Remove("config.json"))
-	assert.NilError(t, os.WriteFile("config.json", make([]byte, 5<<20), 0o600))
+	assert.NilError(t, os.WriteFile("config.json", make([]byte, bundle.MaxConfig+1), 0o600))
 	_, err = bundle.Load(dir)
 	assert.ErrorContains(t, err, "larger than")
 }

@@ -113,9 +113,9 @@ func GuestResources(r *specs.LinuxResources) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("translate resources: %w", err)
 	}
-	if len(data) > maxGuest {
+	if len(data) > maxResources {
 		return nil, errdefs.ErrInvalidArgument.WithMessage(
-			fmt.Sprintf("resources: %d bytes for the guest are more than %d", len(data), maxGuest))
+			fmt.Sprintf("resources: %d bytes for the guest are more than %d", len(data), maxResources))
 	}
 	return data, nil
 }

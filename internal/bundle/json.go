@@ -19,8 +19,8 @@ const maxUnknown = 16
 // decode reads one JSON value into v and warns of fields that v does not have,
 // which the runtime-spec wants ignored. Errors name the line and column.
 func decode(c *checker, data []byte, v any) error {
-	if len(data) > maxConfig {
-		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s: larger than %d bytes", c.doc, maxConfig))
+	if len(data) > MaxConfig {
+		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s: larger than %d bytes", c.doc, MaxConfig))
 	}
 	// Unmarshal would take null for an empty value.
 	if text := bytes.TrimSpace(data); len(text) > 0 && text[0] != '{' {

@@ -88,5 +88,5 @@ func TestManyMounts(t *testing.T) {
 	_, err := bundle.Parse(with(t, "mounts", list(`{"destination":"/m/N","type":"tmpfs"}`)), "/b")
 	assert.NilError(t, err)
 	_, err = bundle.Parse(with(t, "mounts", list(`{"destination":"/m/N","source":"/x","options":["bind"]}`)), "/b")
-	assert.ErrorContains(t, err, "bytes for the guest are more than")
+	assert.NilError(t, err)
 }

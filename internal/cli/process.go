@@ -16,9 +16,6 @@ import (
 	"runv/internal/bundle"
 )
 
-// maxConfig bounds what exec reads of a config.json or a process file.
-const maxConfig = 4 << 20
-
 // processEdit is what the flags of exec change in a process.
 type processEdit struct {
 	args       []string
@@ -186,9 +183,9 @@ func readConfig(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err == nil && len(data) > maxConfig {
-		err = fmt.Errorf("read %s: larger than %d bytes", path, maxConfig)
+	data, err := io.ReadAll(io.LimitReader(f, bundle.MaxConfig+1))
+	if err == nil && len(data) > bundle.MaxConfig {
+		err = fmt.Errorf("read %s: larger than %d bytes", path, bundle.MaxConfig)
 	}
 	return data, err
 }

@@ -263,7 +263,12 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 	if err != nil {
 		return 0, err
 	}
-	create := &agentv1.CreateRequest{Id: req.ID, Spec: spec, Stdio: stdio, Bundle: b.Dir, NoNewKeyring: req.NoNewKeyring, Inherited: req.Inherited}
+	document, err := vm.Agent.Send(spec)
+	if err != nil {
+		return 0, p.explain(err, vm)
+	}
+	defer document.Close()
+	create := &agentv1.CreateRequest{Id: req.ID, Spec: document.Inline, SpecStream: document.Stream, Stdio: stdio, Bundle: b.Dir, NoNewKeyring: req.NoNewKeyring, Inherited: req.Inherited}
 	if f := b.Seccomp(); f != nil {
 		create.Seccomp = &agentv1.Seccomp{Program: f.Program, Flags: f.Flags}
 	}

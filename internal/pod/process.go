@@ -289,8 +289,13 @@ func (p *Pod) execInGuest(ctx context.Context, vm *factory.VM, proc *process, sp
 	if err != nil {
 		return err
 	}
+	document, err := vm.Agent.Send(spec)
+	if err != nil {
+		return err
+	}
+	defer document.Close()
 	_, err = vm.Agent.Processes.Exec(context.WithoutCancel(ctx), &agentv1.ExecRequest{
-		ContainerId: proc.c.record.ID, ExecId: proc.execID, Process: spec, Stdio: stdio, Cgroup: req.Cgroup,
+		ContainerId: proc.c.record.ID, ExecId: proc.execID, Process: document.Inline, ProcessStream: document.Stream, Stdio: stdio, Cgroup: req.Cgroup,
 		Inherited: req.Inherited,
 	})
 	return agentclient.Error(err)

@@ -45,9 +45,9 @@ import (
 const Version = 1
 
 const (
-	maxFile = 1 << 20 // bytes of a state file
-	maxName = 255     // bytes of an id: it is the name of a directory
-	maxVM   = 64      // processes of a VM
+	maxFile = 16 << 20 // bytes of a state file, most of them annotations
+	maxName = 255      // bytes of an id: it is the name of a directory
+	maxVM   = 64       // processes of a VM
 	// MaxPhases bounds the timed phases of a pod.
 	MaxPhases = 256
 	maxNets   = 256 // network namespaces of a pod

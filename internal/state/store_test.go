@@ -156,7 +156,7 @@ func TestInvalidIsNotWritten(t *testing.T) {
 		assert.Assert(t, errdefs.IsInvalidArgument(err), "%q", id)
 	}
 	big := container("big", "p")
-	big.Annotations = map[string]string{"a": strings.Repeat("x", 1<<20)}
+	big.Annotations = map[string]string{"a": strings.Repeat("x", 16<<20)}
 	assert.Assert(t, errdefs.IsInvalidArgument(s.ReserveContainer(big)))
 	list, err := s.Containers()
 	assert.NilError(t, err)

@@ -13,14 +13,15 @@ import (
 
 	agentv1 "runv/api/agent/v1"
 	supervisorv1 "runv/api/supervisor/v1"
+	"runv/internal/bundle"
 	"runv/internal/journal"
 	"runv/internal/pod"
 	"runv/internal/rpcerror"
 	"runv/internal/standin"
 )
 
-// maxRequest bounds a message: a spec of 3 MiB and what goes around it.
-const maxRequest = 4 << 20
+// maxRequest bounds a message: the longest process, and what goes around it.
+const maxRequest = bundle.MaxConfig + 1<<20
 
 // newServer returns a gRPC server with the services of api/supervisor/v1 for a pod.
 func newServer(p *pod.Pod, version string, log *slog.Logger) *grpc.Server {

@@ -951,7 +951,7 @@ func (x *Stdio) GetPlainNewlines() bool {
 type CreateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The OCI runtime-spec configuration as JSON, at most 3 MiB. Paths of bind
+	// The OCI runtime-spec configuration as JSON, at most 3 MiB; a longer one comes over spec_stream. Paths of bind
 	// mount sources and of the root are guest paths below the share. The path of a
 	// namespace is "container:" and the id of the container whose it is, or "network:" and the id of
 	// a network.
@@ -963,8 +963,11 @@ type CreateRequest struct {
 	// linux.seccomp, from which the host made it, is not looked at.
 	Seccomp *Seccomp `protobuf:"bytes,5,opt,name=seccomp,proto3" json:"seccomp,omitempty"`
 	// Keep the agent's session keyring; else the container's processes share one of their own.
-	NoNewKeyring  bool       `protobuf:"varint,6,opt,name=no_new_keyring,json=noNewKeyring,proto3" json:"no_new_keyring,omitempty"`
-	Inherited     *Inherited `protobuf:"bytes,7,opt,name=inherited,proto3" json:"inherited,omitempty"` // of init; missing: nothing
+	NoNewKeyring bool       `protobuf:"varint,6,opt,name=no_new_keyring,json=noNewKeyring,proto3" json:"no_new_keyring,omitempty"`
+	Inherited    *Inherited `protobuf:"bytes,7,opt,name=inherited,proto3" json:"inherited,omitempty"` // of init; missing: nothing
+	// The number of a stream of the agent channel that carries the configuration instead of spec, at
+	// most 48 MiB, and ends after it; 0: none.
+	SpecStream    uint32 `protobuf:"varint,8,opt,name=spec_stream,json=specStream,proto3" json:"spec_stream,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1046,6 +1049,13 @@ func (x *CreateRequest) GetInherited() *Inherited {
 		return x.Inherited
 	}
 	return nil
+}
+
+func (x *CreateRequest) GetSpecStream() uint32 {
+	if x != nil {
+		return x.SpecStream
+	}
+	return 0
 }
 
 // Inherited is what a process has of its caller, as a child of the caller would under runc: it counts where
@@ -2151,12 +2161,14 @@ type ExecRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
 	ExecId      string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	Process     []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"` // OCI runtime-spec process as JSON, at most 3 MiB
+	Process     []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"` // OCI runtime-spec process as JSON, at most 3 MiB; a longer one comes over process_stream
 	Stdio       *Stdio                 `protobuf:"bytes,4,opt,name=stdio,proto3" json:"stdio,omitempty"`
 	// Path of an existing cgroup below the container's to start the process in; empty: the
 	// container's.
-	Cgroup        string     `protobuf:"bytes,5,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
-	Inherited     *Inherited `protobuf:"bytes,6,opt,name=inherited,proto3" json:"inherited,omitempty"` // missing: nothing
+	Cgroup    string     `protobuf:"bytes,5,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	Inherited *Inherited `protobuf:"bytes,6,opt,name=inherited,proto3" json:"inherited,omitempty"` // missing: nothing
+	// As spec_stream of CreateRequest, for process.
+	ProcessStream uint32 `protobuf:"varint,7,opt,name=process_stream,json=processStream,proto3" json:"process_stream,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2231,6 +2243,13 @@ func (x *ExecRequest) GetInherited() *Inherited {
 		return x.Inherited
 	}
 	return nil
+}
+
+func (x *ExecRequest) GetProcessStream() uint32 {
+	if x != nil {
+		return x.ProcessStream
+	}
+	return 0
 }
 
 type ExecResponse struct {
@@ -4753,7 +4772,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x06stdout\x18\x02 \x01(\rR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x03 \x01(\rR\x06stderr\x12\x16\n" +
 	"\x06faulty\x18\x04 \x01(\rR\x06faulty\x12%\n" +
-	"\x0eplain_newlines\x18\x05 \x01(\bR\rplainNewlines\"\x87\x02\n" +
+	"\x0eplain_newlines\x18\x05 \x01(\bR\rplainNewlines\"\xa8\x02\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12*\n" +
@@ -4761,7 +4780,9 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x06bundle\x18\x04 \x01(\tR\x06bundle\x120\n" +
 	"\aseccomp\x18\x05 \x01(\v2\x16.runv.agent.v1.SeccompR\aseccomp\x12$\n" +
 	"\x0eno_new_keyring\x18\x06 \x01(\bR\fnoNewKeyring\x126\n" +
-	"\tinherited\x18\a \x01(\v2\x18.runv.agent.v1.InheritedR\tinherited\"\xa0\x04\n" +
+	"\tinherited\x18\a \x01(\v2\x18.runv.agent.v1.InheritedR\tinherited\x12\x1f\n" +
+	"\vspec_stream\x18\b \x01(\rR\n" +
+	"specStream\"\xa0\x04\n" +
 	"\tInherited\x12/\n" +
 	"\arlimits\x18\x01 \x03(\v2\x15.runv.agent.v1.RlimitR\arlimits\x12!\n" +
 	"\fsched_policy\x18\x02 \x01(\rR\vschedPolicy\x12%\n" +
@@ -4849,14 +4870,15 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\aexec_id\x18\b \x01(\tR\x06execId\x12\x12\n" +
 	"\x04init\x18\t \x01(\bR\x04init\"I\n" +
 	"\x11ProcessesResponse\x124\n" +
-	"\tprocesses\x18\x01 \x03(\v2\x16.runv.agent.v1.ProcessR\tprocesses\"\xdf\x01\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x16.runv.agent.v1.ProcessR\tprocesses\"\x86\x02\n" +
 	"\vExecRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x18\n" +
 	"\aprocess\x18\x03 \x01(\fR\aprocess\x12*\n" +
 	"\x05stdio\x18\x04 \x01(\v2\x14.runv.agent.v1.StdioR\x05stdio\x12\x16\n" +
 	"\x06cgroup\x18\x05 \x01(\tR\x06cgroup\x126\n" +
-	"\tinherited\x18\x06 \x01(\v2\x18.runv.agent.v1.InheritedR\tinherited\" \n" +
+	"\tinherited\x18\x06 \x01(\v2\x18.runv.agent.v1.InheritedR\tinherited\x12%\n" +
+	"\x0eprocess_stream\x18\a \x01(\rR\rprocessStream\" \n" +
 	"\fExecResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\"u\n" +
 	"\rSignalRequest\x12!\n" +

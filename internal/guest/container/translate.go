@@ -19,8 +19,8 @@ import (
 	"runv/internal/guest/stage"
 )
 
-// maxSpec bounds the JSON that the host may send.
-const maxSpec = 3 << 20
+// MaxSpec bounds the JSON that the host may send, in bytes.
+const MaxSpec = 48 << 20
 
 func invalid(format string, args ...any) error {
 	return fault.New(errdefs.ErrInvalidArgument, format, args...)
@@ -28,7 +28,7 @@ func invalid(format string, args ...any) error {
 
 func parseSpec(data []byte) (*specs.Spec, error) {
 	spec := &specs.Spec{}
-	if len(data) > maxSpec {
+	if len(data) > MaxSpec {
 		return nil, invalid("parse specification: %d bytes are too many", len(data))
 	}
 	if err := json.Unmarshal(data, spec); err != nil {
@@ -47,7 +47,7 @@ func parseSpec(data []byte) (*specs.Spec, error) {
 
 func parseProcess(data []byte) (*specs.Process, error) {
 	p := &specs.Process{}
-	if len(data) > maxSpec {
+	if len(data) > MaxSpec {
 		return nil, invalid("parse process: %d bytes are too many", len(data))
 	}
 	if err := json.Unmarshal(data, p); err != nil {
@@ -58,7 +58,7 @@ func parseProcess(data []byte) (*specs.Process, error) {
 
 func parseResources(data []byte) (*specs.LinuxResources, error) {
 	r := &specs.LinuxResources{}
-	if len(data) > maxSpec {
+	if len(data) > MaxSpec {
 		return nil, invalid("parse resources: %d bytes are too many", len(data))
 	}
 	if err := json.Unmarshal(data, r); err != nil {

@@ -3,12 +3,15 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	agentv1 "runv/api/agent/v1"
+	"runv/internal/guest/container"
 	"runv/internal/guest/stdio"
 )
 
@@ -114,9 +117,30 @@ func withStreams(ctx context.Context, claim claimFunc, s *agentv1.Stdio, start f
 	return uint32(pid), nil
 }
 
+// receive reads what a stream carries to its end; without a stream it is inline.
+func receive(ctx context.Context, claim claimFunc, stream uint32, inline []byte) ([]byte, error) {
+	if stream == 0 {
+		return inline, nil
+	}
+	conn, err := claim(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	data, err := io.ReadAll(io.LimitReader(conn, container.MaxSpec+1))
+	if err != nil {
+		return nil, fmt.Errorf("receive specification: %w", err)
+	}
+	return data, nil
+}
+
 // Create implements agentv1.ContainersService.
 func (s *containers) Create(ctx context.Context, r *agentv1.CreateRequest) (*agentv1.CreateResponse, error) {
-	pid, err := withStreams(ctx, s.claim, r.Stdio, func(streams stdio.Streams) (int, error) {
+	pid, err := withStreams(ctx, s.claim, r.Stdio, func(streams stdio.Streams) (_ int, err error) {
+		if r.Spec, err = receive(ctx, s.claim, r.SpecStream, r.Spec); err != nil {
+			return 0, err
+		}
 		return s.Containers.Create(ctx, r, streams)
 	})
 	return &agentv1.CreateResponse{Pid: pid}, err
@@ -215,6 +239,10 @@ type processes struct {
 // Exec implements agentv1.ProcessesService.
 func (s *processes) Exec(ctx context.Context, r *agentv1.ExecRequest) (*agentv1.ExecResponse, error) {
 	pid, err := withStreams(ctx, s.claim, r.Stdio, func(streams stdio.Streams) (int, error) {
+		var err error
+		if r.Process, err = receive(ctx, s.claim, r.ProcessStream, r.Process); err != nil {
+			return 0, err
+		}
 		c, err := s.Containers.Get(r.ContainerId)
 		if err != nil {
 			return 0, err
