@@ -63,7 +63,7 @@ func (e *Env) Runcs() []*Runc {
 	e.t.Helper()
 	var all []*Runc
 	for _, o := range Oracles(e.t) {
-		r := &Runc{Oracle: o, Root: filepath.Join(e.Dir, o.Name), t: e.t}
+		r := &Runc{Oracle: o, Root: filepath.Join(e.Dir, "root-of-"+o.Name), t: e.t}
 		e.t.Cleanup(r.close)
 		all = append(all, r)
 	}
