@@ -45,7 +45,12 @@ type networked struct {
 
 func newNetworked(t *testing.T, args ...string) *networked {
 	t.Helper()
-	n := &networked{harness.New(t), t, harness.NewNetNS(t), harness.NewNetNS(t)}
+	return newNetworkedIn(t, harness.New(t), args...)
+}
+
+func newNetworkedIn(t *testing.T, e *harness.Env, args ...string) *networked {
+	t.Helper()
+	n := &networked{e, t, harness.NewNetNS(t), harness.NewNetNS(t)}
 	n.pod.Veth("eth0", []string{"10.9.0.2/24", "fd09::2/64"}, n.world, "world0", []string{"10.9.0.1/24", "fd09::1/64"})
 	n.pod.AddRoute("", "10.9.0.1")
 	n.pod.AddRoute("", "fd09::1")
