@@ -15,7 +15,8 @@ RUN_PACKAGES = qemu-system-x86 qemu-system-common qemu-system-data
 DEMO_PACKAGES = $(RUN_PACKAGES) busybox-static
 ENGINE_PACKAGES = docker.io docker-compose podman netavark aardvark-dns catatonit iptables
 RUNC_PACKAGES = runc gcc libc6-dev pkg-config libseccomp-dev
-TEST_PACKAGES = $(DEMO_PACKAGES) $(ENGINE_PACKAGES) $(RUNC_PACKAGES) protobuf-compiler python3-seccomp iproute2 procps passt debootstrap util-linux
+TEST_PACKAGES = $(DEMO_PACKAGES) $(ENGINE_PACKAGES) $(RUNC_PACKAGES) protobuf-compiler python3-seccomp iproute2 procps passt debootstrap util-linux \
+	acl sqlite3 inotify-tools e2fsprogs
 BENCH_PACKAGES = iperf3
 
 # Tools of the developers, each in a directory that names its version.

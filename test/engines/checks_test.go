@@ -143,6 +143,112 @@ docker rm -f limits
 `,
 	},
 	{
+		name: "groups", short: "docker",
+		about: "--group-add: what a user makes by a supplementary group, in a volume and in the image's own root: owner, group, mode",
+		script: `
+mkdir shared && chgrp 1001 shared && chmod 2775 shared
+docker run --rm -u 1002:1003 --group-add 1001 -v $PWD/shared:/g busybox sh -c 'umask 002; touch /g/file; mkdir /g/dir /g/dir/below; ln -s file /g/link; mkfifo /g/fifo; ln /g/file /g/hard; stat -c "%n %u:%g %a" /g/* /g/dir/*'
+docker run --rm -u 1002:1003 --group-add 1001 -v $PWD/shared:/g busybox sh -c 'touch /g/own; chgrp 1003 /g/own && chgrp 1001 /g/own && echo changed group; chmod 2755 /g/own; mv /g/file /g/dir/moved; rm /g/hard; chgrp 7 /g/own; stat -c "%n %u:%g %a" /g/own'
+stat -c '%n %u:%g %a' shared/* shared/dir/*
+docker run --rm -u 1002:1003 -v $PWD/shared:/g busybox touch /g/denied
+docker run --rm -u 1004:1003 --group-add 1001 -v $PWD/shared:/g busybox sh -c 'touch /g/dir/other && rm /g/own; echo x >>/g/dir/moved; chmod 700 /g/dir/moved'
+docker run -d --name groups -u 1002:1003 --group-add 1001 busybox sh -c 'until [ -e /srv/ready ]; do sleep 0.1; done; touch /srv/file; mkdir /srv/dir; stat -c "%n %u:%g %a" /srv/*'
+docker exec -u 0 groups sh -c 'mkdir /srv; chgrp 1001 /srv; chmod 2775 /srv; touch /srv/ready'
+docker wait groups
+docker logs groups
+docker rm groups
+`,
+	},
+	{
+		name: "acls", short: "docker",
+		about: "POSIX ACLs of files in a volume: what they deny and allow, what is inherited of a default ACL, ACLs that are set in the container",
+		script: `
+mkdir acl acl/dir && echo secret | tee acl/denied acl/allowed acl/group >/dev/null && chmod 644 acl/denied acl/group && chmod 600 acl/allowed
+setfacl -m u:1000:--- acl/denied; setfacl -m u:1000:r acl/allowed; setfacl -m g:2000:---,o::--- acl/group; setfacl -d -m u:1000:rwx,g::r,o::- acl/dir
+docker run --rm -u 1000 -v $PWD/acl:/v busybox cat /v/denied
+docker run --rm -u 1000 -v $PWD/acl:/v busybox cat /v/allowed
+docker run --rm -u 1001:2000 -v $PWD/acl:/v busybox sh -c 'cat /v/denied /v/allowed /v/group'
+docker run --rm -v $PWD/acl:/v busybox sh -c 'umask 027; touch /v/dir/file; mkdir /v/dir/sub; getfacl -cn /v/denied /v/dir/file /v/dir/sub 2>/dev/null; setfacl -m u:1000:rw /v/denied; setfacl -b /v/group; getfacl -cn /v/denied'
+getfacl -cn acl/dir/file acl/dir/sub acl/denied acl/group
+docker run --rm -u 1000 -v $PWD/acl:/v busybox sh -c 'cat /v/denied; touch /v/dir/mine && echo made; echo x >/v/dir/file && echo written'
+`,
+	},
+	{
+		name: "locks", short: "docker",
+		about: "flock of one file in a volume by two containers and by the host: held, waited for, given up at the holder's end",
+		script: `
+mkdir locks
+docker run -d --name locks -v $PWD/locks:/v busybox sh -c 'exec 9>/v/lock; flock 9; echo held; exec sleep 1000'
+await says held docker logs locks
+docker run --rm -v $PWD/locks:/v busybox flock -n /v/lock echo taken
+docker run --rm -v $PWD/locks:/v busybox flock -n -s /v/lock echo taken shared
+flock -n locks/lock echo taken on the host
+docker run -d --name waits -v $PWD/locks:/v busybox sh -c 'echo waits; flock /v/lock echo taken after'
+await says waits docker logs waits
+docker kill locks
+docker wait waits
+docker logs waits
+flock locks/lock sh -c 'docker run --rm -v $PWD/locks:/v busybox flock -n /v/lock echo taken; exit $?'
+docker run --rm -v $PWD/locks:/v busybox flock -n /v/lock echo taken
+docker rm locks waits
+`,
+	},
+	{
+		name: "sqlite", short: "docker",
+		about: "two containers write to one sqlite database in a volume, with a rollback journal: no error, no row lost",
+		script: `
+mkdir sql
+docker run --rm -v $PWD/sql:/v busybox sqlite3 /v/db 'create table t(who, n); pragma journal_mode'
+printf '%s\n' 'until [ -e /v/go ]; do sleep 0.05; done' 'for i in $(seq 100); do echo "insert into t values($1, $i);"; done | sqlite3 -cmd ".timeout 100000" /v/db' >sql/writer
+docker run -d --name sql1 -v $PWD/sql:/v busybox sh /v/writer 1
+docker run -d --name sql2 -v $PWD/sql:/v busybox sh /v/writer 2
+touch sql/go
+docker wait sql1 sql2
+docker logs sql1; docker logs sql2
+docker run --rm -v $PWD/sql:/v busybox sqlite3 /v/db 'select who, count(*), count(distinct n) from t group by who order by who; pragma integrity_check'
+sqlite3 sql/db 'select count(*) from t'
+docker rm sql1 sql2
+`,
+	},
+	{
+		name: "oom", short: "docker",
+		about: "programs that want more memory than the container, or than its VM, has: killed with 137 and OOMKilled; memory that is asked for and not used",
+		script: `
+docker run --name killed --memory 64m --memory-swap 64m busybox dd if=/dev/zero of=/dev/null bs=300M count=1
+field killed '{{.State.ExitCode}} {{.State.OOMKilled}}'
+docker rm killed
+docker run --rm --memory 256m --memory-swap 256m busybox sh -c 'dd if=/dev/null of=/dev/null bs=600M count=1 2>&1 | head -n 1'
+docker run --rm --memory 64m --memory-swap 64m busybox sh -c 'dd if=/dev/zero of=/dev/null bs=300M count=1; echo $?'
+`,
+	},
+	{
+		name:  "many-files",
+		about: "a volume with 25,000 files that the container has all looked at: it can still be entered, and new ones be made",
+		script: `
+mkdir many && cd many && for d in $(seq 50); do mkdir $d && (cd $d && seq 500 | xargs touch); done
+docker run -d --name many -v $PWD/many:/v busybox sleep 1000
+docker exec many sh -c 'ls -lR /v | grep -c ^-'
+docker exec many sh -c 'find /v -type f | wc -l; echo one >/v/1/new; cat /v/1/new'
+docker exec many echo entered
+cat many/1/new
+docker rm -f many
+`,
+	},
+	{
+		name:  "reload",
+		about: "a watch (inotify) on a small read-only volume: it sees the swap of ..data, by which Kubernetes changes a config map",
+		script: `
+mkdir -p map/..v1 map/..v2 && echo one >map/..v1/conf && echo two >map/..v2/conf && ln -s ..v1 map/..data && ln -s ..data/conf map/conf
+docker run -d --name reload -v $PWD/map:/map:ro busybox sh -c 'cat /map/conf; inotifywait -m -e moved_to --format "%e %f" /map'
+await says 'Watches established' docker logs reload
+ln -s ..v2 map/..tmp && mv -T map/..tmp map/..data
+await says MOVED_TO docker logs reload
+docker exec reload cat /map/conf
+docker logs reload 2>/dev/null
+docker rm -f reload
+`,
+	},
+	{
 		name: "exec", short: "docker podman",
 		about: "exec with -i, -d, -u, -e, -w, --privileged; exit status; programs that are missing; in containers that are stopped or paused",
 		script: `

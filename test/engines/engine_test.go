@@ -122,8 +122,13 @@ func (e *engine) ready() {
 		assert.NilError(e, os.MkdirAll(filepath.Dir(filepath.Join(rootfs, name)), 0o755))
 		assert.NilError(e, os.WriteFile(filepath.Join(rootfs, name), []byte(text), 0o644))
 	}
+	for _, program := range []string{"flock", "getfacl", "inotifywait", "setfacl", "sqlite3"} {
+		path, err := exec.LookPath(program)
+		assert.NilError(e, err, "make deps installs it")
+		harness.CopyProgram(e, rootfs, path)
+	}
 	e.ok("tar", "-C", rootfs, "-cf", archive, ".")
-	e.ok(e.name, "import", "-c", "ENV PATH=/bin", "-c", `CMD ["sh"]`, archive, "busybox")
+	e.ok(e.name, "import", "-c", "ENV PATH=/bin:/usr/bin", "-c", `CMD ["sh"]`, archive, "busybox")
 	assert.NilError(e, os.RemoveAll(rootfs))
 	assert.NilError(e, os.Remove(archive))
 	e.links = e.networkLinks()

@@ -418,6 +418,29 @@ func WriteRootfs(dir string) error {
 	return nil
 }
 
+// CopyProgram copies a program of the host, with the libraries that it needs, to the same places in a root file system.
+func CopyProgram(t testing.TB, rootfs, path string) {
+	t.Helper()
+	CopyFile(t, rootfs, path)
+	out, err := exec.Command("ldd", path).Output()
+	assert.NilError(t, err)
+	for word := range strings.FieldsSeq(string(out)) {
+		if strings.HasPrefix(word, "/") {
+			CopyFile(t, rootfs, word)
+		}
+	}
+}
+
+// CopyFile copies a file of the host to the same place in a root file system.
+func CopyFile(t testing.TB, rootfs, path string) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	assert.NilError(t, err)
+	target := filepath.Join(rootfs, path)
+	assert.NilError(t, os.MkdirAll(filepath.Dir(target), 0o755))
+	assert.NilError(t, os.WriteFile(target, data, 0o755))
+}
+
 // State is what `runv state` prints.
 type State struct {
 	specs.State

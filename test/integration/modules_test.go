@@ -3,7 +3,6 @@ package integration
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -38,12 +37,12 @@ func TestModulesOnDemand(t *testing.T) {
 	})
 	rootfs := filepath.Join(bundle, "rootfs")
 	for _, program := range []string{"/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi"} {
-		copyProgram(t, rootfs, program)
+		harness.CopyProgram(t, rootfs, program)
 	}
 	plugins, err := filepath.Glob("/usr/lib/x86_64-linux-gnu/xtables/*.so")
 	assert.NilError(t, err)
 	for _, plugin := range plugins {
-		copyFile(t, rootfs, plugin)
+		harness.CopyFile(t, rootfs, plugin)
 	}
 	for name, target := range map[string]string{
 		"iptables-nft": "xtables-nft-multi", "ip6tables-nft": "xtables-nft-multi", "iptables-legacy": "xtables-legacy-multi",
@@ -118,7 +117,7 @@ func TestModulesOfLinksDevicesAndFileSystems(t *testing.T) {
 	})
 	rootfs := filepath.Join(bundle, "rootfs")
 	for _, program := range []string{"/usr/sbin/ip", "/usr/sbin/tc", "/usr/sbin/mkfs.ext4"} {
-		copyProgram(t, rootfs, program)
+		harness.CopyProgram(t, rootfs, program)
 	}
 	e.OK("run", "--detach", "--bundle", bundle, "box")
 	for _, lines := range [][]string{links, script} {
@@ -144,26 +143,4 @@ func deviceNodesOf() (list []specs.LinuxDevice) {
 		list = append(list, specs.LinuxDevice{Path: node.path, Type: node.kind, Major: node.major, Minor: node.minor})
 	}
 	return list
-}
-
-// copyProgram copies a program of the host with its libraries into a root file system.
-func copyProgram(t *testing.T, rootfs, path string) {
-	t.Helper()
-	copyFile(t, rootfs, path)
-	out, err := exec.Command("ldd", path).Output()
-	assert.NilError(t, err)
-	for word := range strings.FieldsSeq(string(out)) {
-		if strings.HasPrefix(word, "/") {
-			copyFile(t, rootfs, word)
-		}
-	}
-}
-
-func copyFile(t *testing.T, rootfs, path string) {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	assert.NilError(t, err)
-	target := filepath.Join(rootfs, path)
-	assert.NilError(t, os.MkdirAll(filepath.Dir(target), 0o755))
-	assert.NilError(t, os.WriteFile(target, data, 0o755))
 }

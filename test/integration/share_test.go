@@ -99,7 +99,7 @@ func twoVMs(t *testing.T, e *harness.Env, dir string) [2]string {
 	for i := range ids {
 		ids[i] = fmt.Sprint("vm", i)
 		bundle := e.Bundle([]string{"sleep", "1000"}, bindMount(dir, "/v"))
-		copyProgram(t, filepath.Join(bundle, "rootfs"), "/usr/bin/flock")
+		harness.CopyProgram(t, filepath.Join(bundle, "rootfs"), "/usr/bin/flock")
 		wg.Go(func() {
 			if r := e.Run("run", "--detach", "--bundle", bundle, ids[i]); r.Code != 0 {
 				t.Errorf("%+v", r)
