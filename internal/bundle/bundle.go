@@ -50,6 +50,9 @@ type Bundle struct {
 	// Made are the paths of MountPoints that the host has made for this container: GuestSpec says so to the guest, for
 	// which they are there.
 	Made []string
+	// HostReadOnly are the binds, by index, that the host keeps from being written to, for that is not so of what is mounted
+	// below them: GuestSpec leaves `ro` away, which in the guest would be for all of it.
+	HostReadOnly map[int]bool
 
 	seccomp *seccomp.Filter
 }
@@ -74,7 +77,9 @@ type Bind struct {
 	Source    string // absolute path on the host
 	Recursive bool   // with what is mounted below the source
 	ReadOnly  bool
-	IDMap     *IDMap // nil: files belong to whom they belong on the host
+	// ReadOnlyBelow says that what is mounted below the source is read-only, too (option rro).
+	ReadOnlyBelow bool
+	IDMap         *IDMap // nil: files belong to whom they belong on the host
 	// Exclusive says that only this container's VM changes the files, so that its guest may cache them.
 	Exclusive bool
 }
@@ -187,7 +192,7 @@ func (b *Bundle) Binds() []Bind {
 				Index:     i,
 				Source:    b.abs(m.Source),
 				Recursive: slices.Contains(m.Options, "rbind"),
-				ReadOnly:  readOnly(m),
+				ReadOnly:  readOnly(m), ReadOnlyBelow: slices.Contains(m.Options, "rro"),
 				IDMap:     b.idMapOf(m),
 				Exclusive: slices.Contains(exclusive, m.Destination),
 			})

@@ -502,7 +502,7 @@ func TestBinds(t *testing.T) {
 		{Index: 7, Source: "/bundle/b", Recursive: true, ReadOnly: true},
 		{Index: 8, Source: "/host/b"},
 		{Index: 9, Source: "/c"},
-		{Index: 10, Source: "/d", Recursive: true, ReadOnly: true},
+		{Index: 10, Source: "/d", Recursive: true, ReadOnly: true, ReadOnlyBelow: true},
 	})
 }
 

@@ -37,7 +37,9 @@ func (b *Bundle) GuestSpec(root string, bindSource map[int]string, namespaces ma
 		m := &spec.Mounts[bind.Index]
 		m.Type, m.Source = "bind", source
 		m.UIDMappings, m.GIDMappings = nil, nil // the host has mapped them
-		m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return idOptions[o] })
+		m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool {
+			return idOptions[o] || o == "ro" && b.HostReadOnly[bind.Index]
+		})
 		if !slices.Contains(m.Options, "bind") && !bind.Recursive {
 			m.Options = append(m.Options, "bind")
 		}

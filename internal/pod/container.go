@@ -257,7 +257,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 	if net != nil {
 		namespaces[specs.NetworkNamespace] = "network:" + net.id
 	}
-	b.Made = mapping.Made
+	b.Made, b.HostReadOnly = mapping.Made, mapping.HostReadOnly
 	p.startMirrors(ctx, c, vm, mapping)
 	spec, err := b.GuestSpec(mapping.Root, mapping.Binds, namespaces)
 	if err != nil {
@@ -324,7 +324,7 @@ func (p *Pod) addToShare(ctx context.Context, c *container, b *bundle.Bundle) (s
 	binds := make(map[int]storage.Bind)
 	for _, bind := range b.Binds() {
 		binds[bind.Index] = storage.Bind{
-			Source: bind.Source, Recursive: bind.Recursive, ReadOnly: bind.ReadOnly, IDMap: idMap(bind.IDMap),
+			Source: bind.Source, Recursive: bind.Recursive, ReadOnly: bind.ReadOnly, ReadOnlyBelow: bind.ReadOnlyBelow, IDMap: idMap(bind.IDMap),
 			Exclusive: bind.Exclusive || p.cfg.ExclusiveBinds,
 		}
 	}

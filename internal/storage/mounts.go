@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	securejoin "github.com/cyphar/filepath-securejoin"
 	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"runv/internal/mountns"
@@ -21,6 +22,8 @@ type tree struct {
 	fd  int
 	dir bool
 	key volumeKey // of its source
+	// below says that something is mounted below the source, and copied with it.
+	below bool
 
 	made []string // paths of the mount points that were missing
 }
@@ -101,6 +104,11 @@ func cloneTree(path string, opts treeOptions) (_ tree, err error) {
 	if opts.recursive && t.dir {
 		flags |= unix.AT_RECURSIVE
 	}
+	if flags&unix.AT_RECURSIVE != 0 {
+		if t.below, err = mountsBelow(source); err != nil {
+			return tree{}, err
+		}
+	}
 	if t.fd, err = unix.OpenTree(source, "", flags); err != nil {
 		return tree{}, fmt.Errorf("copy mount: %w", err)
 	}
@@ -136,6 +144,28 @@ func cloneTree(path string, opts treeOptions) (_ tree, err error) {
 		}
 	}
 	return t, nil
+}
+
+// mountsBelow tells whether something is mounted below a directory, in the mount namespace of this thread.
+func mountsBelow(dir int) (bool, error) {
+	path, err := os.Readlink(fmt.Sprintf("/proc/thread-self/fd/%d", dir))
+	if err != nil {
+		return false, err
+	}
+	f, err := os.Open("/proc/thread-self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	prefix := strings.TrimSuffix(path, "/") + "/"
+	mounts, err := mountinfo.GetMountsFromReader(f, func(m *mountinfo.Info) (skip, stop bool) {
+		below := strings.HasPrefix(m.Mountpoint, prefix)
+		return !below, below
+	})
+	if err != nil {
+		return false, fmt.Errorf("list mounts: %w", err)
+	}
+	return len(mounts) > 0, nil
 }
 
 // checkAccessControl refuses a file system whose access control lists the guest's kernel does not know. The guest decides who

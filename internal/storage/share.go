@@ -71,8 +71,10 @@ type MountPoint struct {
 type Bind struct {
 	Source    string // absolute
 	Recursive bool   // with what is mounted below it
-	ReadOnly  bool   // with Recursive also what is mounted below it
-	IDMap     *IDMap // nil: the files' owners are those on the host
+	ReadOnly  bool
+	// ReadOnlyBelow makes what is mounted below it read-only, too.
+	ReadOnlyBelow bool
+	IDMap         *IDMap // nil: the files' owners are those on the host
 	// Exclusive says that nobody but this VM changes the files while it runs, so that the guest may cache what it reads of
 	// them for a second without asking. Otherwise the guest asks the host each time, if the bind can be written to.
 	Exclusive bool
@@ -82,6 +84,9 @@ type Bind struct {
 type Mapping struct {
 	Root  string
 	Binds map[int]string
+	// HostReadOnly are the read-only binds below which something is mounted that can be written to. The guest must not make its
+	// mounts of them read-only, for they are one file system there; the host refuses what is refused.
+	HostReadOnly map[int]bool
 	// Made are those of Root.MountPoints, by path, that were missing and are there now.
 	Made []string
 }
@@ -291,6 +296,12 @@ func (s *Share) add(ctx context.Context, id string, root Root, binds map[int]Bin
 		}
 		c.volumes = append(c.volumes, v)
 		m.Binds[n] = path.Join(GuestDir, v.at)
+		if v.writableBelow {
+			if m.HostReadOnly == nil {
+				m.HostReadOnly = make(map[int]bool)
+			}
+			m.HostReadOnly[n] = true
+		}
 	}
 	return m, nil
 }

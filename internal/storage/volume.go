@@ -21,8 +21,10 @@ type volume struct {
 	key      volumeKey
 	readOnly bool
 	coherent bool
-	at       string // path below the share
-	users    int    // binds; under Share.volumesMu
+	// writableBelow says that it is read-only and what is mounted below it is not.
+	writableBelow bool
+	at            string // path below the share
+	users         int    // binds; under Share.volumesMu
 }
 
 // volumeKey tells sources apart. Its first two alone do, as long as the volume is there; the mount decides
@@ -39,21 +41,22 @@ const volumePrefix = "@"
 // use finds or makes the volume of a bind. Each call is undone by leave. One that can be written to is
 // used for a read-only bind, too: the guest can write there anyway, and makes the bind itself read-only.
 func (s *Share) use(ctx context.Context, b Bind) (_ *volume, err error) {
-	opts := treeOptions{recursive: b.Recursive, readOnly: b.ReadOnly, readOnlyBelow: b.ReadOnly && b.Recursive, ids: b.IDMap}
+	opts := treeOptions{recursive: b.Recursive, readOnly: b.ReadOnly, readOnlyBelow: b.ReadOnlyBelow, ids: b.IDMap}
 	t, err := s.open(ctx, b.Source, opts)
 	if err != nil {
 		return nil, err
 	}
+	writableBelow := b.ReadOnly && !b.ReadOnlyBelow && t.below
 	s.volumesMu.Lock()
 	defer s.volumesMu.Unlock()
-	if v := s.find(t.key, b); v != nil {
+	if v := s.find(t.key, b); v != nil && !writableBelow {
 		t.close()
 		v.users++
 		return v, nil
 	}
 	s.lastVolume++
-	v := &volume{key: t.key, readOnly: b.ReadOnly, coherent: b.coherent(), users: 1}
-	if b.IDMap != nil {
+	v := &volume{key: t.key, readOnly: b.ReadOnly, coherent: b.coherent() || writableBelow, writableBelow: writableBelow, users: 1}
+	if b.IDMap != nil || writableBelow {
 		v.key = volumeKey{} // nobody else's
 	}
 	dir := volumePrefix + strconv.Itoa(s.lastVolume)

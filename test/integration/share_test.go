@@ -231,3 +231,24 @@ func TestUnmountBelowBind(t *testing.T) {
 		assert.Equal(t, e.OK("exec", "web", "ls", "/s/below"), "")
 	}
 }
+
+// A read-only bind is so without what is mounted below it, unless it says otherwise.
+func TestReadOnlyBindWithMountBelowLikeRunc(t *testing.T) {
+	e := harness.New(t)
+	dir := volume(t, e, "ro")
+	assert.NilError(t, os.Mkdir(filepath.Join(dir, "below"), 0o777))
+	assert.NilError(t, unix.Mount("none", filepath.Join(dir, "below"), "tmpfs", 0, ""))
+	defer func() { assert.NilError(t, unix.Unmount(filepath.Join(dir, "below"), 0)) }()
+	all := runtimes(e)
+	results := make([]string, len(all))
+	for i, runtime := range all {
+		bundle := e.Bundle([]string{"sh", "-c", "for d in /ro /ro/below /rro /rro/below /rw /rw/below; do touch $d/file && echo $d; done; rm -f /rw/file /rw/below/file"},
+			bindMount(dir, "/ro", "rbind", "ro"), bindMount(dir, "/rro", "rbind", "rro"), bindMount(dir, "/rw", "rbind"))
+		anyRunc(e, bundle)
+		results[i] = harness.Finish(runtime.command("run", "--bundle", bundle, "box")).Stdout
+	}
+	assert.Equal(t, results[len(all)-1], "/ro/below\n/rw\n/rw/below\n")
+	for i, theirs := range results {
+		assert.Equal(t, results[len(all)-1], theirs, all[i].name)
+	}
+}
