@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -245,6 +246,55 @@ var provenLimits = map[string]func(*testing.T, *limited){
 			assert.Assert(t, cmp.Contains(string(data), `arch = "amd64"`))
 		}
 	},
+	"shared-memory": func(t *testing.T, l *limited) {
+		l.box(t)
+		path := filepath.Join(l.Dir, "volume", "mapped")
+		assert.NilError(t, os.WriteFile(path, []byte("1"+strings.Repeat(" ", 4095)), 0o666))
+		cmd := l.Command("exec", "box", "/mapper", "/volume/mapped")
+		in, err := cmd.StdinPipe()
+		assert.NilError(t, err)
+		out, err := cmd.StdoutPipe()
+		assert.NilError(t, err)
+		assert.NilError(t, cmd.Start())
+		var first, second string
+		_, err = fmt.Fscan(out, &first)
+		assert.NilError(t, err)
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		assert.NilError(t, err)
+		defer f.Close()
+		_, err = f.WriteAt([]byte("2"), 0) // a process of the host that has mapped the file would have it at once
+		assert.NilError(t, err)
+		_, err = io.WriteString(in, "\n")
+		assert.NilError(t, err)
+		_, err = fmt.Fscan(out, &second)
+		assert.NilError(t, err)
+		assert.NilError(t, cmd.Wait())
+		assert.Equal(t, first+second, "11")
+	},
+	"watches": func(t *testing.T, l *limited) {
+		sh := l.box(t)
+		out := make(chan string, 1)
+		go func() { out <- l.Run("exec", "box", "/watcher", "/volume").Stdout }()
+		harness.Eventually(t, "the watcher watches", func() bool { return strings.Contains(sh("cat /proc/[0-9]*/fdinfo/* 2>/dev/null"), "inotify wd") })
+		assert.NilError(t, os.WriteFile(filepath.Join(l.Dir, "volume", "by-host"), nil, 0o666))
+		sh("ls /volume/by-host; touch /volume/by-guest; touch /volume/end")
+		assert.Check(t, !strings.Contains(<-out, "by-host"))
+		sh("rm /volume/end")
+	},
+	"overlay-upper": func(t *testing.T, l *limited) {
+		l.box(t)("mkdir /volume/lower /volume/upper /volume/work")
+		r := l.Run("exec", "--cap", "CAP_SYS_ADMIN", "box", "mount", "-t", "overlay", "overlay", "-o",
+			"lowerdir=/volume/lower,upperdir=/volume/upper,workdir=/volume/work", "/mnt")
+		assert.Check(t, r.Code != 0)
+		assert.Assert(t, cmp.Contains(r.Stderr, "Invalid argument"))
+	},
+	"file-details": func(t *testing.T, l *limited) {
+		out := l.box(t)(`cd /volume; dd if=/dev/zero of=file bs=4096 count=4 2>/dev/null
+stat -c "born %W" file; fallocate --collapse-range --offset 0 --length 4096 file 2>&1; filefrag file 2>&1`)
+		for _, want := range []string{"born 0\n", "fallocate failed: Operation not supported", "FIBMAP"} {
+			assert.Check(t, cmp.Contains(out, want))
+		}
+	},
 }
 
 // TestReadmeLimits proves the rows of README's table of limits: each has a test, and each test a row.
@@ -288,11 +338,26 @@ func (l *limited) box(t *testing.T) func(script string) string {
 		l.started = true
 		fifo := filepath.Join(l.Dir, "fifo")
 		assert.NilError(t, unix.Mkfifo(fifo, 0o666))
-		l.OK("run", "--detach", "--bundle", l.Bundle([]string{"sleep", "1000"}, func(s *specs.Spec) {
+		assert.NilError(t, os.Mkdir(filepath.Join(l.Dir, "volume"), 0o777))
+		bundle := l.Bundle([]string{"sleep", "1000"}, func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts,
+				specs.Mount{Destination: "/volume", Source: filepath.Join(l.Dir, "volume"), Type: "bind", Options: []string{"bind"}},
 				specs.Mount{Destination: "/fifo", Source: fifo, Type: "bind", Options: []string{"bind"}},
 				specs.Mount{Destination: "/scratch", Source: "tmpfs", Type: "tmpfs"})
-		}), "box")
+		})
+		rootfs := filepath.Join(bundle, "rootfs")
+		assert.NilError(t, os.Mkdir(filepath.Join(rootfs, "mnt"), 0o755))
+		for _, program := range []string{"stat", "fallocate", "filefrag"} {
+			path, err := exec.LookPath(program)
+			assert.NilError(t, err)
+			assert.NilError(t, os.RemoveAll(filepath.Join(rootfs, "bin", program))) // busybox's
+			harness.CopyProgram(t, rootfs, path)
+		}
+		for _, program := range []string{"watcher", "mapper"} {
+			out, err := exec.Command("go", "build", "-o", filepath.Join(rootfs, program), "runv/test/integration/"+program).CombinedOutput()
+			assert.NilError(t, err, "%s", out)
+		}
+		l.OK("run", "--detach", "--bundle", bundle, "box")
 	}
 	return func(script string) string {
 		t.Helper()
