@@ -33,7 +33,7 @@ var acceptedDifferences = []compare.Accepted{
 	{Where: `.*[/.](self|init)\.mountinfo`, Line: `/sys/fs/cgroup(/[a-z_,]+)? .*`, Reason: cgroup2},
 	{Where: `.*[/.]places`, Line: `/sys/fs/cgroup .*`, Reason: cgroup2},
 
-	{Where: `.*[/.](self|init)\.mountinfo`, Line: `\S+ shows (BUNDLE|DIR|/Test\w+/\d+/)\S* of .*|\S+ shows /(ID|@\d+)/\S+ of virtiofs .*`, Reason: overVirtiofs},
+	{Where: `.*[/.](self|init)\.mountinfo`, Line: `\S+ shows (BUNDLE|DIR|/Test\w+/\d+/)\S* of .*|\S+ shows /(ID|@\d+(~coherent)?)/\S+ of virtiofs .*|\S+ shows /tree(/\S*)? of tmpfs .*`, Reason: overVirtiofs},
 	{Where: `.*[/.](self|init)\.mountinfo`, Line: `(/sys/firmware|/proc/(acpi|asound|scsi)) shows / of tmpfs tmpfs, (nr_inodes=1,)?ro(,size=4k)?`, Only: harness.NewRunc, Reason: "the new runc limits the empty tmpfs that hides a directory, which is read-only under all"},
 	{Where: `.*[/.](self|init)\.mountinfo`, Line: `/proc/(kcore|sysrq-trigger|latency_stats|timer_stats|sched_debug|scsi|acpi) .*`, Reason: kernelDiffers},
 	{Where: `.*[/.]paths`, Line: `/proc/(kcore|sysrq-trigger|latency_stats|timer_stats|sched_debug|scsi|acpi) .*`, Reason: kernelDiffers},
