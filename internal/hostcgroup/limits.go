@@ -12,7 +12,7 @@ const (
 	// pageTables is the part of the VM's memory that goes with its size: the page tables of two
 	// processes and, under TCG, the emulated TLBs.
 	pageTables = 64
-	// cpuOverhead is the part of a CPU that the guest's kernel, QEMU's own threads and virtiofsd may
+	// cpuOverhead is the part of a CPU that the guest's kernel, QEMU's own threads and the share server may
 	// use beyond the container's quota: 1/cpuOverhead.
 	cpuOverhead = 2
 	// tasks is how many threads all processes of the cgroup may have, when the container's are
@@ -32,7 +32,7 @@ func limited(r *specs.LinuxResources) bool {
 }
 
 // limits translates a container's limits to those of its VM on the host. Devices are not limited,
-// as QEMU and virtiofsd take none but what they are given; the memory's OOM killer stays, for a VMM
+// as QEMU and the share server take none but what they are given; the memory's OOM killer stays, for a VMM
 // that waits for memory could not even be asked why. What a VM has of CPU time, by quota and by shares, is limited when it has booted:
 // a pod's first container may be one that has next to nothing, such as the sandbox of a pod of Kubernetes, and
 // a busy machine would leave none for the boot.

@@ -144,7 +144,7 @@ func inheritConn(fd int) (net.Conn, error) {
 	return c, nil
 }
 
-// wantedFiles is how many descriptors a server may need: as many as virtiofsd asks for.
+// wantedFiles is how many descriptors a server may need, at most.
 const wantedFiles = 1_000_000
 
 // raiseFiles raises the limit of open files and returns it.

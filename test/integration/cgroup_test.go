@@ -169,7 +169,7 @@ func TestCgroupOfBundle(t *testing.T) {
 	for hierarchy, at := range group {
 		assert.Equal(t, at, path, hierarchy)
 	}
-	const vm = (128 + 128) << 20
+	const vm = (128 + 128/32 + 128) << 20
 	const limit = vm + vm/64 + 256<<20
 	assert.Equal(t, setting(t, group, "memory", "memory.limit_in_bytes", "memory.max"), strconv.Itoa(limit))
 	assert.Equal(t, setting(t, group, "memory", "memory.soft_limit_in_bytes", "memory.low"), strconv.Itoa(limit-64<<20))
@@ -285,7 +285,7 @@ func TestHostOOM(t *testing.T) {
 		s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: new(int64(192 << 20))}
 	})
 	e.OK("run", "--detach", "--bundle", bundle, "box")
-	const limit = 320 + 320/64 + 16
+	const limit = 326 + 326/64 + 16 // the VM has a 32nd of the limit and 128 MiB more
 	want := fmt.Sprintf("VM ended: killed by the host's kernel for want of memory: limit %d MiB of cgroup %s",
 		limit, e.State("box").Annotations["dev.runv.cgroup"])
 	r := e.Run("exec", "box", "sh", "-c", "head -c 186m /dev/zero | tail -c 186m >/dev/null; while :; do find / -xdev >/dev/null; md5sum /bin/busybox >/dev/null; done")

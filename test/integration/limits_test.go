@@ -275,7 +275,7 @@ var provenLimits = map[string]func(*testing.T, *limited){
 		sh := l.box(t)
 		out := make(chan string, 1)
 		go func() { out <- l.Run("exec", "box", "/watcher", "/volume").Stdout }()
-		harness.Eventually(t, "the watcher watches", func() bool { return strings.Contains(sh("cat /proc/[0-9]*/fdinfo/* 2>/dev/null"), "inotify wd") })
+		harness.Eventually(t, "the watcher watches", func() bool { return strings.Contains(sh("cat /proc/[0-9]*/fdinfo/* 2>/dev/null; true"), "inotify wd") })
 		assert.NilError(t, os.WriteFile(filepath.Join(l.Dir, "volume", "by-host"), nil, 0o666))
 		sh("ls /volume/by-host; touch /volume/by-guest; touch /volume/end")
 		assert.Check(t, !strings.Contains(<-out, "by-host"))

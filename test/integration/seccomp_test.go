@@ -114,6 +114,7 @@ func engineProfile() *specs.LinuxSeccomp {
 const probe = `package main
 
 import (
+	"fmt"
 	"os"
 	"syscall"
 )
