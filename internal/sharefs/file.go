@@ -159,6 +159,11 @@ func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut)
 		return status(err)
 	}
 	return fs.withNode(in.NodeId, func(parent *node, dir int) error {
+		// A directory with no permissions at all is the work directory of an overlay in the guest. Overlayfs of Linux 6.1 goes on to
+		// use such a file by the name that it never had, and finds it stale; without such files it makes and renames others.
+		if st, err := stat(dir); err != nil || st.Mode&0o777 == 0 {
+			return unix.EOPNOTSUPP
+		}
 		fd, err := fs.create(dir, ".", in, unix.O_TMPFILE|int(in.Flags&unix.O_EXCL))
 		if err != nil {
 			return err
