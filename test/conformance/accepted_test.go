@@ -61,7 +61,7 @@ var acceptedDifferences = []compare.Accepted{
 	{Where: `(capabilities|additions)/.*syscalls`, Line: `syslog (ok|EPERM)`, Reason: kernelDiffers + ": the guest's lets CAP_SYS_ADMIN read the log"},
 	{Where: `privileged/syscalls`, Line: `rtprio (ok|EPERM)`, Reason: "the oracle's machine gives cgroups no real-time share"},
 	{Where: `(privileged|rich|devices)/nodes`, Line: `tun mknod ok, read (ok|ENODEV), write (ok|ENODEV)`, Sometimes: true, Reason: machineDiffers},
-	{Where: `privileged/nodes`, Line: `(kvm|loop|mem) mknod ok, .*`, Reason: machineDiffers},
+	{Where: `privileged/nodes`, Line: `(kvm|loop|mem|ram) mknod ok, .*`, Reason: machineDiffers},
 	{Where: `.*[/.]syscalls`, Line: `open_by_handle_at (EFAULT|EPERM)`, Reason: kernelDiffers},
 	{Where: `.*[/.]syscalls`, Line: `socket vsock (ok|EAFNOSUPPORT)`, Reason: kernelDiffers},
 }
@@ -114,7 +114,7 @@ var imperfect = []program{
 	{name: "misc_props", reason: "the program gives the container no runtimetest to run"},
 	{name: "mounts", passes: oldAndRunv, reason: "the program binds with options of a tmpfs, which the new runc refuses"},
 	{name: "pidfile", passes: onlyRunv, flaky: everywhere, reason: "the program signals a process that has ended"},
-	{name: "poststart", reason: hookTests},
+	{name: "poststart", flaky: onlyRunv, reason: hookTests},
 	{name: "poststart_fail", reason: "a poststart hook that fails stops the container, as the specification says since 1.3"},
 	{name: "poststop_fail", passes: onlyRunv, reason: "the program wants a warning in the log, which the runcs write but do not let it see"},
 	{name: "prestart", reason: "the program wants prestart hooks after start, where the specification has them in create"},
