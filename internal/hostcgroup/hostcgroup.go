@@ -1,8 +1,9 @@
-// Package hostcgroup owns a pod's cgroup on the host: the one that linux.cgroupsPath names, or the
-// one that runc would make without it, of cgroup v1 or v2, made by hand or by systemd.
+// Package hostcgroup owns the cgroups of a pod's containers on the host: for each the one that its linux.cgroupsPath
+// names, or the one that runc would make without it, of cgroup v1 or v2, made by hand or by systemd.
 //
-// In it are the stand-ins of the pod's containers, as their inits are under runc, and the VMM with
-// its helpers, which never run anywhere else. The supervisor is not: when the kernel kills for want
+// In each is the stand-in of its container, as the init is under runc. The cgroup of the first container is the pod's: in it are the VMM with
+// its helpers, too, which never run anywhere else. That of a further container limits nothing; it is there for callers who
+// watch it. The supervisor is not: when the kernel kills for want
 // of memory somebody must live who tells of it. The limits of the containers, added up by the pod, bound
 // the VM and what it takes on the host beyond that; limits.go says by how much.
 //
@@ -47,7 +48,7 @@ type Container struct {
 	VMMemory  int64                 // bytes
 }
 
-// Group is a pod's cgroup. Its methods are safe for concurrent use.
+// Group is a cgroup of a pod. Its methods are safe for concurrent use.
 type Group struct {
 	cfg Config
 	// noDevices: the host has no controller of devices, which would be joined as under runc.
@@ -140,7 +141,20 @@ func (g *Group) Create(c Container, pid int, save func(Record)) error {
 	return nil
 }
 
-// create is Create. g.mu is held.
+// Add makes the cgroup of a further container of a pod, and puts the process with this pid into it. The container's limits are
+// for the pod's cgroup, where the VM is, so this one has none. Add calls save as Create does. After an error Remove is to be
+// called, when the process is elsewhere.
+func (g *Group) Add(id, path string, pid int, save func(Record)) error {
+	g.mu.Lock()
+	err := g.create(Container{ID: id, Path: path}, pid, save)
+	g.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return g.Join(pid)
+}
+
+// create makes the cgroup. g.mu is held.
 func (g *Group) create(c Container, pid int, save func(Record)) error {
 	config, err := configOf(c, g.cfg.Systemd)
 	if err != nil {

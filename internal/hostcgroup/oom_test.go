@@ -1,8 +1,10 @@
 package hostcgroup_test
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/cgroups"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
@@ -118,6 +121,53 @@ func TestTellOOM(t *testing.T) {
 		})
 	}
 	assert.NilError(t, group(false).TellOOM(), "without a cgroup")
+}
+
+// TestAdd gives a further container a cgroup, in which memory runs out for its watchers alone.
+func TestAdd(t *testing.T) {
+	r := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: new(int64(64 << 20))}}
+	first, _ := create(t, hostcgroup.Container{ID: name(t), Resources: r, VMMemory: 192 << 20})
+	standIn := exec.Command("sleep", "1000")
+	assert.NilError(t, standIn.Start())
+	defer func() {
+		assert.Check(t, standIn.Process.Kill())
+		_ = standIn.Wait()
+	}()
+	further, record := group(false), hostcgroup.Record{}
+	defer func() {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		assert.Check(t, first.Join(standIn.Process.Pid), "it is in the way")
+		assert.Check(t, further.Remove(ctx))
+		assert.Check(t, !cgroups.PathExists(record.String()))
+	}()
+	assert.NilError(t, further.Add(name(t)+"-further", "", standIn.Process.Pid, func(r hostcgroup.Record) { record = r }))
+	assert.Assert(t, strings.HasSuffix(members(t, fmt.Sprintf("/proc/%d/cgroup", standIn.Process.Pid)), name(t)+"-further\n"))
+	st, err := further.Stats(nil)
+	assert.NilError(t, err)
+	assert.Equal(t, st.MemoryLimit, uint64(math.MaxUint64), "the VM's limits are not here")
+	assert.Equal(t, st.Pids, uint64(1))
+	taken := group(false)
+	assert.ErrorContains(t, taken.Add(name(t)+"-further", "", standIn.Process.Pid, func(hostcgroup.Record) { t.Error("made") }), "is not empty: 1 processes")
+
+	if hostcgroup.Probe().Version != 1 {
+		return // the watch below is one of cgroup v1
+	}
+	inside := startSharer(t, first)
+	defer func() {
+		assert.Check(t, inside.Process.Kill())
+		_ = inside.Wait()
+	}()
+	others := watchOOM(t, memoryDir(t, inside.Process.Pid))
+	heard := watchOOM(t, memoryDir(t, standIn.Process.Pid))
+	assert.NilError(t, further.TellOOM())
+	assert.NilError(t, heard.SetReadDeadline(time.Now().Add(5*time.Second)))
+	_, err = heard.Read(make([]byte, 8))
+	assert.NilError(t, err, "the watchers heard nothing")
+	assert.NilError(t, others.SetReadDeadline(time.Now()))
+	_, err = others.Read(make([]byte, 8))
+	assert.ErrorIs(t, err, os.ErrDeadlineExceeded, "those of the other heard it, too")
+	assert.NilError(t, standIn.Process.Signal(unix.Signal(0)))
 }
 
 // memoryDir is the directory of a process's cgroup of memory.

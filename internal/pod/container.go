@@ -50,6 +50,7 @@ type container struct {
 	affinityCPUs int
 	environ      []string               // of hooks on the host that have none of their own
 	oomScore     int                    // of init: the host's kernel is to know it, too
+	cgroup       Cgroup                 // where the stand-in is: the pod's or one of its own; nil: not yet
 	network      *podNetwork            // nil: it has none of the host's
 	mirrors      map[int]*mirror.Mirror // of bind mounts, by index; fixed until leaveMirrors
 
@@ -172,7 +173,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 	}
 	proc := newProcess(c, initProcess, peer)
 	var record state.Container      // as hooks see it
-	var first *hostcgroup.Container // nil: the pod has another, whose VM and cgroup it shares
+	var first *hostcgroup.Container // nil: the pod has another, whose VM it shares
 	if err := p.do(ctx, func() error {
 		c.record.StandIn = proc.standIn
 		record = c.record
@@ -195,7 +196,7 @@ func (p *Pod) create(ctx context.Context, c *container, b *bundle.Bundle, plan j
 	if err := p.awaitShare(ctx); err != nil {
 		return 0, err
 	}
-	if err := p.cfg.Cgroup.Join(proc.standIn.PID); err != nil { // while the VM boots; hooks find it there
+	if err := p.joinCgroup(c, b.Spec.Linux.CgroupsPath, proc.standIn.PID, first != nil); err != nil { // while the VM boots; hooks find it there
 		return 0, err
 	}
 	net, firstThere, err := p.joinNetwork(ctx, c, b, proc.standIn.PID)
@@ -339,6 +340,42 @@ func (p *Pod) addToShare(ctx context.Context, c *container, b *bundle.Bundle) (s
 	return m, p.addMirrors(ctx, c, b, m)
 }
 
+// joinCgroup puts a stand-in where callers watch its container: the stand-in of the pod's first container into the pod's cgroup, that of a
+// further one into a cgroup of its own. If that cannot be made, for example because the caller names the same for two containers, the stand-in
+// goes into the pod's cgroup.
+func (p *Pod) joinCgroup(c *container, path string, standIn int, first bool) error {
+	group := p.cfg.Cgroup
+	if !first {
+		own := p.cfg.NewCgroup()
+		err := own.Add(c.record.ID, path, standIn, func(r hostcgroup.Record) {
+			_ = p.do(context.Background(), func() error {
+				c.record.Cgroup = r
+				p.saveContainer(c)
+				return nil
+			})
+		})
+		if err == nil {
+			group = own
+		} else {
+			p.log.Warn("the container is in the pod's cgroup", "container", c.record.ID, "why", err)
+			defer p.removeCgroup(own)
+		}
+	}
+	if group == p.cfg.Cgroup {
+		if err := group.Join(standIn); err != nil {
+			return err
+		}
+	}
+	return p.do(context.Background(), func() error { c.cgroup = group; return nil })
+}
+
+// leaveCgroup removes the cgroup of a container that has ended, if it has one of its own.
+func (p *Pod) leaveCgroup(c *container) {
+	if c.cgroup != nil && c.cgroup != p.cfg.Cgroup {
+		p.removeCgroup(c.cgroup)
+	}
+}
+
 func (p *Pod) awaitStandIn(ctx context.Context, token standin.Token) (*standin.Peer, error) {
 	ctx, cancel := context.WithTimeout(ctx, standInTimeout)
 	defer cancel()
@@ -369,6 +406,7 @@ func (p *Pod) abandon(c *container, err error) {
 	}
 	go func() {
 		p.removeFromVM(vm, c, inGuest)
+		p.leaveCgroup(c)
 		p.post(func() { p.forget(c) })
 	}()
 	p.stopIfUnused()
@@ -753,6 +791,7 @@ func (p *Pod) remove(ctx context.Context, c *container) error {
 	} else {
 		p.removeFromVM(vm, c, c.inGuest)
 	}
+	p.leaveCgroup(c)
 	return errors.Join(err, p.do(context.WithoutCancel(ctx), func() error {
 		p.append(journal.Event{Type: journal.Delete, Container: c.record.ID})
 		p.forget(c)

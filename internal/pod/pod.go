@@ -57,9 +57,10 @@ type standIns interface {
 	Await(ctx context.Context, token standin.Token) (*standin.Peer, error)
 }
 
-// hostCgroup is the pod's cgroup on the host; hostcgroup.Group is one.
-type hostCgroup interface {
+// Cgroup is a cgroup on the host; hostcgroup.Group is one.
+type Cgroup interface {
 	Create(c hostcgroup.Container, pid int, save func(hostcgroup.Record)) error
+	Add(id, path string, pid int, save func(hostcgroup.Record)) error
 	Join(pid int) error
 	Limit(r *specs.LinuxResources, vmMemory int64) error
 	Stats(vm []int) (hostcgroup.Stats, error)
@@ -80,7 +81,8 @@ type Config struct {
 	Share   share
 	// ExclusiveBinds says that nobody but the pod's VM changes the files of bind mounts.
 	ExclusiveBinds bool
-	Cgroup         hostCgroup
+	Cgroup         Cgroup        // the pod's, which is that of its first container
+	NewCgroup      func() Cgroup // for each further container
 	Recorder       recorder
 	StandIns       standIns
 	Journal        *journal.Journal
@@ -166,7 +168,7 @@ func (p *Pod) Run(ctx context.Context) error {
 	}
 	p.closeMirrors()            // also of a pod that had no VM
 	if len(p.containers) == 0 { // else the cgroup is removed with the last record of one, as under runc
-		p.removeCgroup()
+		p.removeCgroup(p.cfg.Cgroup)
 	}
 	return p.failure
 }
@@ -174,11 +176,12 @@ func (p *Pod) Run(ctx context.Context) error {
 // cgroupTimeout bounds the wait for the stand-in's end.
 const cgroupTimeout = 2 * time.Second
 
-func (p *Pod) removeCgroup() {
+// removeCgroup removes a cgroup, as far as it was made.
+func (p *Pod) removeCgroup(g Cgroup) {
 	ctx, cancel := context.WithTimeout(context.Background(), cgroupTimeout)
 	defer cancel()
-	if err := p.cfg.Cgroup.Remove(ctx); err != nil {
-		p.log.Warn("pod's end", "err", err) // its record is on disk
+	if err := g.Remove(ctx); err != nil {
+		p.log.Warn("leave", "err", err) // the pod's record is on disk
 	}
 }
 

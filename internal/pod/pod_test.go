@@ -341,6 +341,7 @@ type world struct {
 	driver  *fake.Driver
 	share   *noShare
 	cgroup  *noCgroup
+	others  chan *noCgroup // for further containers
 	ran     chan error
 	bundle  string
 	journal *journal.Journal
@@ -349,7 +350,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, agent: newAgent(), share: &noShare{added: map[string]bool{}, done: make(chan struct{})}, cgroup: &noCgroup{}, ran: make(chan error, 1), mirrors: &mirrors{}}
+	w := &world{t: t, agent: newAgent(), share: &noShare{added: map[string]bool{}, done: make(chan struct{})}, cgroup: &noCgroup{}, others: make(chan *noCgroup, 1), ran: make(chan error, 1), mirrors: &mirrors{}}
 	w.driver = &fake.Driver{Guest: w.agent.serve}
 	root := filepath.Join(t.TempDir(), "root")
 	var err error
@@ -368,7 +369,7 @@ func newWorld(t *testing.T) *world {
 		Record: record, VM: hypervisor.Config{ID: "p", RunDir: w.store.PodDir("p"), Accel: hypervisor.TCG},
 		DefaultVCPUs: 1, DefaultMemory: 512 << 20, IdleTimeout: time.Minute,
 		Factory: factory.Direct{Driver: w.driver, BootTimeout: 5 * time.Second},
-		Share:   w.share, Cgroup: w.cgroup, Recorder: w.disk, StandIns: listener, Journal: w.journal,
+		Share:   w.share, Cgroup: w.cgroup, NewCgroup: w.newCgroup, Recorder: w.disk, StandIns: listener, Journal: w.journal,
 		OnHost: func(f func() error) error { return f() }, Log: slog.New(slog.DiscardHandler),
 		Mirror: w.mirrors.make, Mirrors: mirror.New(mirror.DefaultLimits(), slog.New(slog.DiscardHandler)),
 	})
@@ -393,6 +394,16 @@ func newWorld(t *testing.T) *world {
 	assert.NilError(t, err)
 	assert.NilError(t, os.WriteFile(filepath.Join(w.bundle, "config.json"), data, 0o600))
 	return w
+}
+
+// newCgroup gives the cgroup that a test has prepared, or any.
+func (w *world) newCgroup() pod.Cgroup {
+	select {
+	case g := <-w.others:
+		return g
+	default:
+		return &noCgroup{}
+	}
 }
 
 // caller is the other end of a container's or exec's stdio.
@@ -939,6 +950,13 @@ func (g *noCgroup) Create(c hostcgroup.Container, _ int, save func(hostcgroup.Re
 	return g.create
 }
 
+func (g *noCgroup) Add(id, _ string, pid int, save func(hostcgroup.Record)) error {
+	if err := g.Create(hostcgroup.Container{ID: id}, pid, save); err != nil {
+		return err
+	}
+	return g.Join(pid)
+}
+
 func (g *noCgroup) Join(pid int) error {
 	g.joined.Store(int64(pid))
 	return nil
@@ -973,6 +991,79 @@ func TestOOMIsToldOnTheHost(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Equal(t, status, uint32(137))
 	assert.Equal(t, w.cgroup.told.Load(), int64(1))
+}
+
+// TestOOMInPodIsToldOfOne tells of an OOM in the cgroup of the container that had it, if it has one of its own.
+func TestOOMInPodIsToldOfOne(t *testing.T) {
+	w := newWorld(t)
+	oom := func(id string) {
+		t.Helper()
+		events := func() (n int) {
+			assert.NilError(t, w.pod.Follow(t.Context(), 0, false, func(ev journal.Event) error {
+				if ev.Type == journal.OOM && ev.Container == id {
+					n++
+				}
+				return nil
+			}))
+			return n
+		}
+		before := events()
+		w.agent.send(&agentv1.Event{ContainerId: id, Kind: &agentv1.Event_Oom{Oom: &agentv1.OOM{Kills: 1}}})
+		for deadline := time.Now().Add(10 * time.Second); events() == before; time.Sleep(time.Millisecond) {
+			assert.Assert(t, time.Now().Before(deadline), "no event")
+		}
+	}
+	_, err := w.create("web", 1)
+	assert.NilError(t, err)
+	assert.NilError(t, w.pod.Start(t.Context(), "web"))
+	own := &noCgroup{}
+	w.others <- own
+	c, err := w.create("db", 2)
+	assert.NilError(t, err)
+	assert.Equal(t, own.joined.Load(), int64(os.Getpid()), "the stand-in")
+	record, err := w.store.LoadContainer("db")
+	assert.NilError(t, err)
+	assert.Equal(t, record.Cgroup.String(), "/no/such/cgroup/db")
+	assert.NilError(t, w.pod.Start(t.Context(), "db"))
+	oom("db")
+	w.agent.exit("db", "", "", 137)
+	client := <-c.client
+	defer client.Close()
+	_, err = client.Wait(t.Context())
+	assert.NilError(t, err)
+	assert.Equal(t, own.told.Load(), int64(1))
+	assert.Equal(t, w.cgroup.told.Load(), int64(0))
+	assert.NilError(t, w.pod.Delete(t.Context(), "db", false, nil))
+	assert.Assert(t, own.removed.Load())
+	assert.Assert(t, !w.cgroup.removed.Load())
+
+	// Who cannot have one is in the pod's, in which then nobody is told.
+	w.cgroup.joined.Store(0)
+	busy := &noCgroup{create: errors.New("it is not empty")}
+	w.others <- busy
+	_, err = w.create("log", 3)
+	assert.NilError(t, err)
+	assert.Equal(t, w.cgroup.joined.Load(), int64(os.Getpid()))
+	assert.Assert(t, busy.removed.Load(), "what was made of it")
+	oom("log")
+	assert.Equal(t, w.cgroup.told.Load(), int64(0))
+	assert.NilError(t, w.pod.Delete(t.Context(), "log", true, nil))
+
+	// One that cannot be created leaves none.
+	failed := &noCgroup{}
+	w.others <- failed
+	w.share.add = errors.New("boom")
+	_, err = w.create("bad", 4)
+	assert.ErrorContains(t, err, "boom")
+	assert.Assert(t, failed.removed.Load())
+
+	oom("web")
+	w.agent.exit("web", "", "", 137)
+	for deadline := time.Now().Add(10 * time.Second); w.cgroup.told.Load() == 0; time.Sleep(time.Millisecond) {
+		assert.Assert(t, time.Now().Before(deadline), "the first container's are not told")
+	}
+	assert.Equal(t, own.told.Load(), int64(1))
+	assert.Equal(t, busy.told.Load(), int64(0))
 }
 
 func TestCgroup(t *testing.T) {

@@ -420,17 +420,23 @@ func (p *Pod) agentEvent(ev *agentv1.Event) {
 	}
 }
 
-// tellOOM lets those who watch a container's cgroup on the host see, once, that memory ran out in the guest. Several
-// containers have one cgroup there, and their watchers would all believe it of theirs. On the pod's goroutine.
+// tellOOM lets those who watch a container's cgroup on the host see, once, that memory ran out in the guest. If another
+// container is in the same cgroup, its watchers would believe it of theirs, so nobody is told. On the pod's goroutine.
 func (p *Pod) tellOOM(c *container) {
-	if len(p.containers) > 1 || c.oomTold != nil {
+	if c.cgroup == nil || c.oomTold != nil {
 		return
 	}
+	for _, other := range p.containers {
+		if other != c && other.cgroup == c.cgroup {
+			return
+		}
+	}
+	group := c.cgroup
 	told := make(chan struct{})
 	c.oomTold = told
 	go func() {
 		defer close(told)
-		if err := p.cfg.Cgroup.TellOOM(); err != nil {
+		if err := group.TellOOM(); err != nil {
 			p.log.Warn("oom", "container", c.record.ID, "err", err)
 		}
 	}()

@@ -12,12 +12,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"runv/internal/hostcgroup"
 	"runv/internal/network"
 	"runv/internal/unixsock"
 )
 
 // Purge removes a container by force and from disk alone: it kills the
-// container's stand-in and removes its directory, and when no other container
+// container's stand-in and removes its cgroup and its directory, and when no other container
 // names its pod it kills the pod's supervisor and VM, removes the pod's cgroup and what mirrors
 // its network namespaces, unmounts what is mounted below the pod's directory and removes that, too.
 //
@@ -39,6 +40,9 @@ func (s *Store) Purge(ctx context.Context, id string) (taken *Container, err err
 	if c, _ := loose[Container](filepath.Join(s.ContainerDir(id), containerFile)); c.ID == id {
 		if err := killOther(ctx, c.StandIn); err != nil {
 			return taken, fmt.Errorf("purge container %s: stand-in: %w", id, err)
+		}
+		if err := removeCgroup(ctx, c.Cgroup); err != nil {
+			return taken, fmt.Errorf("purge container %s: %w", id, err)
 		}
 	}
 	var shared bool
@@ -205,7 +209,7 @@ func endPod(ctx context.Context, dir string) error {
 		return err
 	}
 	pod, _ := loose[Pod](filepath.Join(dir, podFile))
-	return errors.Join(removeCgroup(ctx, pod), cleanNetworks(pod))
+	return errors.Join(removeCgroup(ctx, pod.Cgroup), cleanNetworks(pod))
 }
 
 // cleanNetworks removes what mirrored the pod's network namespaces.
@@ -219,17 +223,17 @@ func cleanNetworks(pod Pod) error {
 	return errors.Join(errs...)
 }
 
-// cgroupTimeout bounds the wait for processes in a pod's cgroup that are ending.
+// cgroupTimeout bounds the wait for processes in a cgroup that are ending.
 const cgroupTimeout = 2 * time.Second
 
-// removeCgroup removes the cgroup of a pod, if it has one.
-func removeCgroup(ctx context.Context, pod Pod) error {
-	if pod.Cgroup.IsZero() || pod.Cgroup.Validate() != nil {
+// removeCgroup removes a cgroup that was recorded, if one was.
+func removeCgroup(ctx context.Context, r hostcgroup.Record) error {
+	if r.IsZero() || r.Validate() != nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, cgroupTimeout)
 	defer cancel()
-	return pod.Cgroup.Remove(ctx)
+	return r.Remove(ctx)
 }
 
 // killPod kills the processes of the pod whose files are in dir, if it is a

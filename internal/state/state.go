@@ -109,6 +109,9 @@ type Container struct {
 	// NetNS is the network namespace of the host that the container is in. It is set when the
 	// container is created; a container that another brings into its own network has it, too.
 	NetNS NetNS `json:"netNS,omitzero"`
+	// Cgroup is the container's own on the host, which a further container of a pod has. It is removed when the container has
+	// ended, before its record.
+	Cgroup hostcgroup.Record `json:"cgroup,omitzero"`
 	// Writable are the directories and files of the host that the container can write to by its bind mounts.
 	Writable []Tree `json:"writable,omitempty"`
 }
@@ -154,7 +157,7 @@ type Pod struct {
 	Phases      []Phase   `json:"phases,omitempty"`
 	Command     []string  `json:"command,omitempty"` // that started the VMM
 	Failure     string    `json:"failure,omitempty"` // why the VM ended, if nobody asked it to
-	// Cgroup is the pod's on the host. It is removed after the pod, when no container names that any
+	// Cgroup is the pod's on the host, which is that of its first container. It is removed after the pod, when no container names that any
 	// more.
 	Cgroup hostcgroup.Record `json:"cgroup,omitzero"`
 	// Networks are what mirrors the pod's network namespaces has made there, to be removed when the VM has
@@ -228,6 +231,9 @@ func (c *Container) validate() error {
 		return damaged("no created")
 	case len(c.LostWatches) > maxLost:
 		return damaged("%d entries in lostWatches", len(c.LostWatches))
+	}
+	if err := c.Cgroup.Validate(); err != nil {
+		return damaged("%v", err)
 	}
 	if err := c.Creator.validate("creator"); err != nil {
 		return err

@@ -149,6 +149,7 @@ func TestDecodeRefuses(t *testing.T) {
 		change(good, "standIn", process(-5)):       "standIn has pid -5",
 		change(good, "creator", process(0)):        "creator has pid 0",
 		change(good, "created", nil):               "no created",
+		change(good, "cgroup", cgroup("x")):        `directory "x" of a cgroup`,
 	}
 	for data, want := range containers {
 		_, err := state.DecodeContainer([]byte(data))

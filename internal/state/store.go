@@ -250,7 +250,7 @@ func (s *Store) RemovePod(id string) error {
 		ctx, cancel := bounded(cgroupTimeout)
 		defer cancel()
 		pod, _ := loose[Pod](filepath.Join(s.PodDir(id), podFile))
-		if err := errors.Join(removeCgroup(ctx, pod), cleanNetworks(pod)); err != nil {
+		if err := errors.Join(removeCgroup(ctx, pod.Cgroup), cleanNetworks(pod)); err != nil {
 			return fmt.Errorf("remove pod %s: %w", id, err)
 		}
 	}

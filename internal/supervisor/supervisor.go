@@ -207,7 +207,10 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 	if s.api, err = unixsock.Listen(dir, state.SupervisorSocket, "unix"); err != nil {
 		return nil, s, err
 	}
-	cgroup := hostcgroup.New(hostcgroup.Config{Systemd: opts.Systemd, Overhead: cfg.VMMMemory, Log: log})
+	newCgroup := func() *hostcgroup.Group {
+		return hostcgroup.New(hostcgroup.Config{Systemd: opts.Systemd, Overhead: cfg.VMMMemory, Log: log})
+	}
+	cgroup := newCgroup()
 	share := storage.NewShare(storage.ShareConfig{
 		Dir:        filepath.Join(dir, "share"),
 		Log:        log,
@@ -237,7 +240,7 @@ func wire(opts Options, store *state.Store, hostMounts *mountns.Host, log *slog.
 		Record: record, VM: vm,
 		DefaultVCPUs: cfg.DefaultVCPUs, DefaultMemory: cfg.DefaultMemory, IdleTimeout: idleTimeout,
 		Factory: factory.Direct{Driver: driver, BootTimeout: cfg.BootTimeout},
-		Share:   share, ExclusiveBinds: cfg.Binds == config.Exclusive, Cgroup: cgroup, Recorder: store, StandIns: s.standIns, Journal: s.journal, Log: log,
+		Share:   share, ExclusiveBinds: cfg.Binds == config.Exclusive, Cgroup: cgroup, NewCgroup: func() pod.Cgroup { return newCgroup() }, Recorder: store, StandIns: s.standIns, Journal: s.journal, Log: log,
 		OnHost: func(f func() error) error { return mountns.Do(hostMounts, f) },
 		Mirror: func(id string, ns *network.Namespace, vcpus int, save func(network.Record) error) pod.Mirror {
 			return network.New(network.Config{
