@@ -392,12 +392,7 @@ func (s *Share) remove(id string, c *container) error {
 		}
 		c.volumes = c.volumes[:last]
 	}
-	if len(c.points) > 0 {
-		if err := s.server.forget(id); err != nil {
-			s.cfg.Log.Warn("share", "container", id, "err", err) // a plain unmount may be refused then
-		}
-	}
-	if err := s.removePoints(&c.added); err != nil {
+	if err := s.withdraw(id, &c.added); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -405,6 +400,25 @@ func (s *Share) remove(id string, c *container) error {
 	if s.containers[id] == c { // not another one that was added meanwhile
 		delete(s.containers, id)
 	}
+	return nil
+}
+
+// withdraw removes mounts below a directory at the top of the share. The server closes first what it has open there, so that a
+// plain unmount succeeds, and once more afterwards what the guest has made it open meanwhile.
+func (s *Share) withdraw(top string, a *added) error {
+	if len(a.points) == 0 {
+		return nil
+	}
+	forget := func() {
+		if err := s.server.forget(top); err != nil {
+			s.cfg.Log.Warn("share", "directory", top, "err", err) // the mount lives on until the server ends
+		}
+	}
+	forget()
+	if err := s.removePoints(a); err != nil {
+		return err
+	}
+	forget()
 	return nil
 }
 

@@ -102,12 +102,7 @@ func (s *Share) leave(v *volume) error {
 		return nil
 	}
 	delete(s.volumes, v) // nobody comes to one that is half gone
-	if len(v.points) > 0 {
-		if err := s.server.forget(path.Dir(v.at)); err != nil {
-			s.cfg.Log.Warn("share", "volume", v.at, "err", err) // a plain unmount may be refused then
-		}
-	}
-	return s.removePoints(&v.added)
+	return s.withdraw(path.Dir(v.at), &v.added)
 }
 
 // keyOf tells sources apart.
