@@ -126,7 +126,9 @@ func (a *agent) send(ev *agentv1.Event) {
 
 // exit ends a process after it has written this.
 func (a *agent) exit(id, execID, output string, status uint32) {
+	a.mu.Lock()
 	out := a.stdout[id+"/"+execID]
+	a.mu.Unlock()
 	if out != nil {
 		_, _ = io.WriteString(out, output)
 		_ = out.Close()

@@ -188,8 +188,7 @@ func TestGarbageAfterHandshakeEndsSession(t *testing.T) {
 
 func TestStreamOfTheGuestEndsSession(t *testing.T) {
 	host, guest := sessions(t)
-	_, err := guest.mux.Open()
-	assert.NilError(t, err)
+	_, _ = guest.mux.Open() // the host may end the session before this returns
 	<-host.Done()
 	<-guest.Done()
 }

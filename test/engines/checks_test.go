@@ -329,7 +329,7 @@ docker rm stubborn
 		about: "stats, top, inspect (the pid lives on the host), events, diff, export",
 		script: `
 docker run -d --name looking busybox sleep 1000
-docker stats --no-stream --format '{{.Name}} {{.PIDs}}' looking | grep -o '^looking [1-9]'
+docker stats --no-stream --format '{{.Name}} {{.PIDs}}' looking | grep -c '^looking [1-9]'
 docker top looking | wc -l
 docker top looking | grep -o 'sleep 1000'
 kill -0 $(field looking '{{.State.Pid}}')
