@@ -168,14 +168,13 @@ func (e *engine) close() {
 func reapOrphans(ctx context.Context) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+	var reaper harness.OrphanReaper
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			for _, name := range engineProcesses {
-				harness.ReapOrphans(name)
-			}
+			reaper.Reap(engineProcesses)
 		}
 	}
 }

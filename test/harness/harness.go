@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"runtime"
 	"strconv"
 	"strings"
@@ -210,6 +211,35 @@ func children() string {
 // does not end before those of its processes that somebody else must wait for are gone.
 func ReapOrphans(name string) {
 	reap(func(n string) bool { return n == name }, func(int, string) {})
+}
+
+// An OrphanReaper reaps as ReapOrphans does, but only what was dead at the call before as well: a child that this process
+// started and waits for itself is gone by then, and must not be taken from who waits. The zero value is ready.
+type OrphanReaper struct{ dead map[int]bool }
+
+// Reap looks once, at processes of these names.
+func (r *OrphanReaper) Reap(names []string) {
+	dead := make(map[int]bool)
+	tasks, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, task := range tasks {
+		data, _ := os.ReadFile(task)
+		for field := range strings.FieldsSeq(string(data)) {
+			stat, _ := os.ReadFile(filepath.Join("/proc", field, "stat"))
+			_, rest, _ := strings.Cut(string(stat), " (")
+			name, rest, _ := strings.Cut(rest, ") ")
+			pid, err := strconv.Atoi(field)
+			if err != nil || !slices.Contains(names, name) || !strings.HasPrefix(rest, "Z") {
+				continue
+			}
+			if !r.dead[pid] {
+				dead[pid] = true
+				continue
+			}
+			var status syscall.WaitStatus
+			_, _ = syscall.Wait4(pid, &status, syscall.WNOHANG, nil)
+		}
+	}
+	r.dead = dead
 }
 
 // reap reaps this process's dead children with certain names, and tells of the living ones.
