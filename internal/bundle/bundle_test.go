@@ -374,6 +374,37 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+func TestExclusiveBinds(t *testing.T) {
+	data := with(t, "mounts[7]", `{"destination":"/a","source":"/a","options":["bind"]}`)
+	data = set(t, data, "mounts[8]", `{"destination":"/b","source":"/b","options":["bind"]}`)
+	exclusive := func(annotation string) (got []string, err error) {
+		b, err := bundle.Parse(set(t, data, "annotations", annotation), "/bundle")
+		if err != nil {
+			return nil, err
+		}
+		for _, bind := range b.Binds() {
+			if bind.Exclusive {
+				got = append(got, bind.Source)
+			}
+		}
+		return got, nil
+	}
+	for annotation, want := range map[string][]string{
+		`{"other":"/a"}`:                 nil,
+		`{"dev.runv.exclusive":"/a"}`:    {"/a"},
+		`{"dev.runv.exclusive":"/b,/a"}`: {"/a", "/b"},
+	} {
+		got, err := exclusive(annotation)
+		assert.NilError(t, err)
+		assert.DeepEqual(t, got, want)
+	}
+	for _, annotation := range []string{`{"dev.runv.exclusive":""}`, `{"dev.runv.exclusive":"/a,/proc"}`, `{"dev.runv.exclusive":"/a, /b"}`} {
+		_, err := exclusive(annotation)
+		assert.ErrorContains(t, err, "annotations[dev.runv.exclusive]: ")
+		assert.ErrorContains(t, err, "is the destination of no bind mount")
+	}
+}
+
 func TestWarnings(t *testing.T) {
 	for _, r := range []struct{ path, value, want string }{
 		{"process.capabilities.ambient", `["CAP_FLY","cap_kill"]`, `process.capabilities: unknown: ignored: "CAP_FLY", "cap_kill"`},

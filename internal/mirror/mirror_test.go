@@ -26,9 +26,20 @@ import (
 	agentv1 "runv/api/agent/v1"
 	guestmirror "runv/internal/guest/mirror"
 	"runv/internal/mirror"
+	"runv/test/harness"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain leaves a chroot: the agent, whose code runs here in this process, is never in one, and finds paths from the root of a
+// mount namespace.
+func TestMain(m *testing.M) {
+	if os.Geteuid() == 0 {
+		if err := harness.LeaveChroot(); err != nil {
+			fmt.Fprintln(os.Stderr, "leave the chroot:", err)
+			os.Exit(1)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // guest is the agent's side, in this process.
 type guest struct {

@@ -352,7 +352,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, agent: newAgent(), share: &noShare{added: map[string]bool{}, done: make(chan struct{})}, cgroup: &noCgroup{}, others: make(chan *noCgroup, 1), ran: make(chan error, 1), mirrors: &mirrors{}}
+	w := &world{t: t, agent: newAgent(), share: &noShare{added: map[string]bool{}, done: make(chan struct{}), waits: make(chan []int), interrupted: make(chan []int)}, cgroup: &noCgroup{}, others: make(chan *noCgroup, 1), ran: make(chan error, 1), mirrors: &mirrors{}}
 	w.driver = &fake.Driver{Guest: w.agent.serve}
 	root := filepath.Join(t.TempDir(), "root")
 	var err error
@@ -1174,4 +1174,16 @@ func TestUpdateGrowsTheVM(t *testing.T) {
 	}
 	res = update(`{"memory":{"limit":3221225472}}`)
 	assert.Assert(t, cmp.Contains(res.Warnings[0], "may not use all of it: broken"))
+}
+
+// While threads of the guest wait for locks on the share, the pod asks the agent which of them have a signal, and lets the share end
+// their waits.
+func TestSignalsEndWaitsForLocks(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.create("a", 1)
+	assert.NilError(t, err)
+	for _, c := range []struct{ waiting, want []int }{{[]int{1, 2, 3, 4}, []int{2, 4}}, {[]int{5}, []int{}}, {[]int{6}, []int{6}}} {
+		w.share.waits <- c.waiting
+		assert.DeepEqual(t, <-w.share.interrupted, c.want)
+	}
 }

@@ -22,9 +22,12 @@ func (d *descriptor) unref(closing []*descriptor) []*descriptor {
 	return closing
 }
 
+// closeAll closes descriptors; -1 is none.
 func closeAll(list []*descriptor) {
 	for _, d := range list {
-		_ = unix.Close(d.fd)
+		if d.fd >= 0 {
+			_ = unix.Close(d.fd)
+		}
 	}
 }
 
@@ -190,20 +193,22 @@ func (fs *FS) mountDescriptor(m *mount) (fd int, done func(), err error) {
 	if err != nil || st.Mnt_id != m.id {
 		return -1, nil, unix.ESTALE // it has been unmounted
 	}
-	if fd, err = fs.openMount(path, &st); err != nil {
-		return -1, nil, err
+	if fd = fs.openMount(path, &st); fd < 0 {
+		return -1, nil, unix.EOPNOTSUPP
 	}
 	return fd, func() { _ = unix.Close(fd) }, nil
 }
 
 // openMount opens the root of a mount so that handles can be opened by it; O_PATH is not enough for that
-// (open_by_handle_at(2)).
-func (fs *FS) openMount(root int, st *unix.Statx_t) (int, error) {
+// (open_by_handle_at(2)). -1: what is mounted there cannot be opened, and its files are found by their place.
+func (fs *FS) openMount(root int, st *unix.Statx_t) int {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR, unix.S_IFREG:
-		return unix.Open(fs.path(root), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
+		if fd, err := unix.Open(fs.path(root), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0); err == nil {
+			return fd
+		}
 	}
-	return -1, unix.EOPNOTSUPP
+	return -1
 }
 
 func (fs *FS) reopenByPlace(n *node) (int, error) {

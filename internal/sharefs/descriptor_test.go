@@ -3,11 +3,14 @@ package sharefs_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
+	"gotest.tools/v3/poll"
 
 	"runv/internal/sharefs"
 )
@@ -112,30 +115,47 @@ func touchAll(t *testing.T, mounted string, many int) {
 	}
 }
 
-// A guest that opens all that it may gets an error for the next file, and what it has open goes on working.
+// A guest that opens all that it may gets an error for the next file, and what it has open goes on working. Files of the root file
+// system can still be opened then, and after that programs can still be executed.
 func TestOpenFilesAreBounded(t *testing.T) {
 	dir := t.TempDir()
-	mounted, fs := share(t, dir, few())
-	assert.NilError(t, os.WriteFile(filepath.Join(dir, "file"), []byte("x"), 0o644))
-	var held []*os.File
-	var err error
-	for range few().Files + 1 {
-		var f *os.File
-		if f, err = os.Open(filepath.Join(mounted, "file")); err != nil {
-			break
-		}
-		defer f.Close()
-		held = append(held, f)
+	limits := few()
+	limits.Programs = 4
+	mounted, fs := share(t, dir, limits)
+	program, err := os.ReadFile("/proc/self/exe") // static; it runs no test
+	assert.NilError(t, err)
+	for _, volume := range []string{"container", sharefs.BindPrefix + "1"} {
+		assert.NilError(t, os.Mkdir(filepath.Join(dir, volume), 0o755))
+		assert.NilError(t, os.WriteFile(filepath.Join(dir, volume, "file"), []byte("x"), 0o644))
+		assert.NilError(t, os.WriteFile(filepath.Join(dir, volume, "program"), program, 0o755))
 	}
-	assert.ErrorIs(t, err, unix.ENFILE)
-	assert.Equal(t, len(held), few().Files)
+	var held []*os.File
+	openAll := func(path string) {
+		for {
+			f, err := os.Open(filepath.Join(mounted, path))
+			if err != nil {
+				assert.ErrorIs(t, err, unix.ENFILE)
+				return
+			}
+			t.Cleanup(func() { f.Close() })
+			held = append(held, f)
+		}
+	}
+	openAll(sharefs.BindPrefix + "1/file")
+	assert.Equal(t, len(held), limits.Files-limits.Programs-limits.Programs/2)
+	openAll("container/file")
+	assert.Equal(t, len(held), limits.Files-limits.Programs)
+	assert.Equal(t, fs.Usage().Files, len(held))
+	cmd := exec.Command(filepath.Join(mounted, sharefs.BindPrefix+"1", "program"), "-test.run=^$")
+	cmd.Env = []string{"NOTHING=1"}
+	out, err := cmd.CombinedOutput()
+	assert.NilError(t, err, "%s", out)
 	_, err = held[0].ReadAt(make([]byte, 1), 0)
 	assert.NilError(t, err)
 	assert.NilError(t, held[1].Close())
-	f, err := os.Open(filepath.Join(mounted, "file"))
+	f, err := os.Open(filepath.Join(mounted, "container/file"))
 	assert.NilError(t, err)
 	assert.NilError(t, f.Close())
-	_ = fs
 }
 
 // What the host mounts below a volume it can unmount again, although the guest knows files in it.
@@ -155,7 +175,12 @@ func TestHostUnmountsBelowVolume(t *testing.T) {
 		assert.NilError(t, os.WriteFile(filepath.Join(seen, "a/b/c"), []byte("x"), 0o644))
 		read(t, filepath.Join(seen, "a/b/c"), "x")
 		assert.NilError(t, os.Chmod(filepath.Join(seen, "a/b/c"), 0o600))
-		assert.NilError(t, unix.Unmount(sub, 0))
+		poll.WaitOn(t, func(poll.LogT) poll.Result { // the guest's kernel tells of a closed file a moment after close(2)
+			if err := unix.Unmount(sub, 0); err != nil {
+				return poll.Continue("%v", err)
+			}
+			return poll.Success()
+		}, poll.WithDelay(time.Millisecond))
 		_, err := os.Stat(filepath.Join(seen, "a"))
 		assert.ErrorIs(t, err, os.ErrNotExist)
 	}

@@ -19,12 +19,12 @@ const direntsSize = 32 << 10
 
 // OpenDir implements FUSE_OPENDIR.
 func (fs *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if err := fs.room(); err != nil {
-		return status(err)
-	}
 	return fs.withNode(in.NodeId, func(n *node, fd int) error {
 		if n.kind != unix.S_IFDIR {
 			return unix.ENOTDIR
+		}
+		if err := fs.room(n.volume, in.Flags); err != nil {
+			return err
 		}
 		opened, err := fs.withRoom(func() (int, error) { return openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0) })
 		if err != nil {

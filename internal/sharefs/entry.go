@@ -35,16 +35,7 @@ func (fs *FS) inDir(id uint64, name string, f func(parent *node, dir int) error)
 	if err := validName(name); err != nil {
 		return status(err)
 	}
-	parent, err := fs.find(id)
-	if err != nil {
-		return status(err)
-	}
-	dir, err := fs.acquire(parent)
-	if err != nil {
-		return status(err)
-	}
-	defer fs.release(dir)
-	return status(f(parent, dir.fd))
+	return fs.withNode(id, f)
 }
 
 // make runs f, which makes a file, with its mode, as the caller, and looks the file up.
@@ -126,76 +117,67 @@ func (fs *FS) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Statu
 
 func (fs *FS) remove(h *fuse.InHeader, name string, flags int) fuse.Status {
 	return fs.inDir(h.NodeId, name, func(parent *node, dir int) error {
-		var n *node
-		if parent.handle == nil {
-			// The guest may still use the file, which nothing leads to any more afterwards but a descriptor.
-			var d *descriptor
-			if n, d = fs.at(dir, name); n != nil {
-				fs.mu.Lock()
-				closing := fs.keep(n, d, nil)
-				fs.mu.Unlock()
-				closeAll(closing)
-			}
-		}
+		n := fs.hold(parent, dir, name)
 		if err := unix.Unlinkat(dir, name, flags); err != nil {
 			return err
 		}
-		if n != nil {
-			fs.mu.Lock()
-			if n.parent == parent && n.name == name { // not by another link to it
-				n.name = ""
-			}
-			fs.mu.Unlock()
-		}
+		fs.nameGone(n, parent, name)
 		return nil
 	})
 }
 
+// hold is called before a name goes. It keeps a descriptor of the node there if nothing else will lead to the inode, which the
+// guest may go on using: that is so on file systems without handles. nil: there is none, or it is not needed.
+func (fs *FS) hold(parent *node, dir int, name string) *node {
+	if parent.handle != nil {
+		return nil
+	}
+	n, d := fs.at(dir, name)
+	if n == nil {
+		return nil
+	}
+	fs.mu.Lock()
+	closing := fs.keep(n, d, nil)
+	fs.mu.Unlock()
+	closeAll(closing)
+	return n
+}
+
+// nameGone records that the name of a node that is held is gone, if the node was not seen elsewhere since, by another link.
+func (fs *FS) nameGone(n *node, parent *node, name string) {
+	if n == nil {
+		return
+	}
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if n.parent == parent && n.name == name {
+		n.name = ""
+	}
+}
+
 // Rename implements FUSE_RENAME and FUSE_RENAME2.
 func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
-	if err := validName(newName); err != nil {
-		return status(err)
-	}
 	return fs.inDir(in.NodeId, oldName, func(oldParent *node, oldDir int) error {
-		newParent, err := fs.find(in.Newdir)
-		if err != nil {
-			return err
-		}
-		newDir, err := fs.acquire(newParent)
-		if err != nil {
-			return err
-		}
-		defer fs.release(newDir)
-		byPlace := oldParent.handle == nil
-		var replaced *node
-		if byPlace && in.Flags&unix.RENAME_EXCHANGE == 0 {
-			var d *descriptor
-			if replaced, d = fs.at(newDir.fd, newName); replaced != nil {
-				fs.mu.Lock()
-				closing := fs.keep(replaced, d, nil)
-				fs.mu.Unlock()
-				closeAll(closing)
+		return asError(fs.inDir(in.Newdir, newName, func(newParent *node, newDir int) error {
+			exchange := in.Flags&unix.RENAME_EXCHANGE != 0
+			var replaced *node
+			if !exchange {
+				replaced = fs.hold(newParent, newDir, newName)
 			}
-		}
-		// A whiteout is made by rename itself: it is the caller's.
-		err = fs.as(&in.Caller, func() error {
-			return unix.Renameat2(oldDir, oldName, newDir.fd, newName, uint(in.Flags))
-		})
-		if err != nil || !byPlace {
-			return err
-		}
-		if replaced != nil {
-			fs.mu.Lock()
-			if replaced.parent == newParent && replaced.name == newName {
-				replaced.name = ""
+			// A whiteout is made by rename itself: it is the caller's.
+			err := fs.as(&in.Caller, func() error {
+				return unix.Renameat2(oldDir, oldName, newDir, newName, uint(in.Flags))
+			})
+			if err != nil || newParent.handle != nil {
+				return err
 			}
-			fs.mu.Unlock()
-		}
-		fs.movedTo(newParent, newDir.fd, newName)
-		if in.Flags&unix.RENAME_EXCHANGE != 0 {
-			fs.movedTo(oldParent, oldDir, oldName)
-		}
-		return nil
+			fs.nameGone(replaced, newParent, newName)
+			fs.movedTo(newParent, newDir, newName)
+			if exchange {
+				fs.movedTo(oldParent, oldDir, oldName)
+			}
+			return nil
+		}))
 	})
 }
 
@@ -203,7 +185,9 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 func (fs *FS) movedTo(parent *node, dir int, name string) {
 	if n, d := fs.at(dir, name); n != nil {
 		closeAll([]*descriptor{d})
-		fs.moved(n, parent, name)
+		fs.mu.Lock()
+		n.parent, n.name = parent, name
+		fs.mu.Unlock()
 	}
 }
 

@@ -50,11 +50,21 @@ func (fs *FS) file(fh, nodeID uint64) (*openFile, error) {
 	return f, nil
 }
 
-// room tells whether the guest may have one more file open.
-func (fs *FS) room() error {
+// executed in the flags of an open says that the kernel opens a program to execute it (__FMODE_EXEC, linux/fs.h).
+const executed = 0x20
+
+// room tells whether the guest may have one more file of a volume open.
+func (fs *FS) room(v *volume, flags uint32) error {
+	limit := fs.limits.Files
+	if flags&executed == 0 {
+		limit -= fs.limits.Programs
+		if v != nil && v.bind {
+			limit -= fs.limits.Programs / 2
+		}
+	}
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	if len(fs.files)+fs.locked >= fs.limits.Files {
+	if len(fs.files)+fs.locked >= limit {
 		return unix.ENFILE
 	}
 	return nil
@@ -70,6 +80,9 @@ func (fs *FS) add(n *node, fd int, flags uint32) *openFile {
 	fs.lastFile++
 	f.id = fs.lastFile
 	fs.files[f.id] = f
+	if n.opened == nil { // most nodes are never opened
+		n.opened = make(map[*openFile]struct{})
+	}
 	n.opened[f] = struct{}{}
 	fs.mu.Unlock()
 	return f
@@ -98,12 +111,12 @@ func openFlags(flags uint32) int {
 
 // Open implements FUSE_OPEN.
 func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if err := fs.room(); err != nil {
-		return status(err)
-	}
 	return fs.withNode(in.NodeId, func(n *node, fd int) error {
 		if n.kind != unix.S_IFREG {
 			return unix.EINVAL // the guest's kernel opens all other kinds itself
+		}
+		if err := fs.room(n.volume, in.Flags); err != nil {
+			return err
 		}
 		opened, err := fs.openNode(fd, in.Flags)
 		if err != nil {
@@ -138,10 +151,10 @@ func (fs *FS) openNode(path int, flags uint32) (int, error) {
 // Create implements FUSE_CREATE. A file that is already there is not opened: the guest's kernel believed that there was
 // none, so it has not checked whether the caller may open it. ESTALE makes it look the name up again.
 func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	if err := fs.room(); err != nil {
-		return status(err)
-	}
 	return fs.inDir(in.NodeId, name, func(parent *node, dir int) error {
+		if err := fs.room(parent.volume, in.Flags); err != nil {
+			return err
+		}
 		fd, err := fs.create(dir, name, in, unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW)
 		if errors.Is(err, unix.EEXIST) && in.Flags&unix.O_EXCL == 0 {
 			return unix.ESTALE
@@ -155,10 +168,10 @@ func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fus
 
 // Tmpfile implements FUSE_TMPFILE: a file without a name (O_TMPFILE).
 func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
-	if err := fs.room(); err != nil {
-		return status(err)
-	}
 	return fs.withNode(in.NodeId, func(parent *node, dir int) error {
+		if err := fs.room(parent.volume, in.Flags); err != nil {
+			return err
+		}
 		// A directory with no permissions at all is the work directory of an overlay in the guest. Overlayfs of Linux 6.1 goes on to
 		// use such a file by the name that it never had, and finds it stale; without such files it makes and renames others.
 		if st, err := stat(dir); err != nil || st.Mode&0o777 == 0 {

@@ -15,7 +15,10 @@ type Limits struct {
 	Nodes int // inodes that the guest knows of; more of them are refused with ENFILE
 	Kept  int // descriptors that are kept for nodes, so that they need not be opened anew
 	Files int // files and directories that the guest has open, and locks that it holds
-	Waits int // requests that wait for a lock
+	// Programs are those of Files that only the execution of a program may use, and half as many again that only the files of a
+	// container's root file system may: a container that has opened all it may can still be entered.
+	Programs int
+	Waits    int // requests that wait for a lock
 }
 
 // LimitsFor divides a process's limit of open files (RLIMIT_NOFILE).
@@ -27,7 +30,8 @@ func LimitsFor(files uint64) Limits {
 	)
 	n := int(min(max(files, 2*reserve), 1<<30))
 	kept := min(n/2, maxKept)
-	return Limits{Nodes: maxNodes, Kept: kept, Files: n - kept - reserve, Waits: 256}
+	forGuest := n - kept - reserve
+	return Limits{Nodes: maxNodes, Kept: kept, Files: forGuest, Programs: min(forGuest/16, 256), Waits: 256}
 }
 
 // Config describes a file system.
@@ -91,7 +95,8 @@ func New(cfg Config) (*FS, error) {
 	}
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	fs.root = fs.newNode(nil, "", keyOf(&st), &st, handleOf(fd), fd) // it gets FUSE_ROOT_ID, 1
+	fs.root = fs.newNode(nil, "", keyOf(&st), &st, handleOf(fd)) // it gets FUSE_ROOT_ID, 1
+	fs.root.mount.fd = fs.openMount(fd, &st)
 	fs.root.lookups = 1
 	fs.root.kept = &descriptor{fd: fd, refs: 1}
 	return fs, nil

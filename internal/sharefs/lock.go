@@ -257,7 +257,7 @@ func (fs *FS) lockFileOf(f *openFile, owner uint64, keep bool) (_ *lockFile, don
 		flags = unix.O_RDWR
 	}
 	if keep {
-		if err := fs.room(); err != nil {
+		if err := fs.room(f.node.volume, 0); err != nil {
 			return nil, nil, unix.ENOLCK
 		}
 	}

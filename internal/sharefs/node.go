@@ -17,6 +17,8 @@ type node struct {
 	handle *unix.FileHandle // nil: the file system has none, or does not open by it
 	mount  *mount
 	volume *volume
+	// crosses says that it is the root of its mount: a lookup of it leads from one mount into another.
+	crosses bool
 
 	// mu's line.
 	lookups uint64 // references that the guest holds
@@ -35,15 +37,18 @@ type key struct{ mount, dev, ino uint64 }
 
 // A mount is what a node lies in.
 type mount struct {
-	id       uint64
-	parent   *node // the directory in which it is mounted, nil for the share's own mount
-	name     string
-	volume   *volume
-	rootNode *node
+	id     uint64
+	volume *volume
+	// own says that it is the mount of the share itself, in which only the directories for volumes lie.
+	own bool
 	// A top mount is a volume's own: a descriptor of it stays open. Others are the host's, which must be able to unmount
 	// them at any time, so nothing in them is kept open.
 	top bool
-	fd  int // of a top mount's root; else -1
+
+	// Under FS.mu.
+	parent *node // the directory in which it is mounted, nil for the share's own mount
+	name   string
+	fd     int // of a top mount's root; else -1
 }
 
 // stat asks for all that is passed on of a file.
@@ -97,16 +102,25 @@ func (fs *FS) adopt(parent *node, name string, fd int) (*node, unix.Statx_t, err
 	fs.mu.Lock()
 	n := fs.keys[k]
 	pinned := n != nil && (n.kept != nil || len(n.opened) > 0)
+	newTop := fs.mounts[k.mount] == nil && parent.mount.own
 	fs.mu.Unlock()
 	var handle *unix.FileHandle
 	if !pinned {
 		handle = handleOf(fd)
 	}
+	root := -1
+	if newTop {
+		root = fs.openMount(fd, &st) // outside of the lock: a dead network file system must stop nothing else
+	}
 
 	fs.mu.Lock()
-	if parent.volume != nil && parent.volume.gone {
+	closing := []*descriptor{{fd: root}}
+	defer func() {
 		fs.mu.Unlock()
-		_ = unix.Close(fd)
+		closeAll(closing)
+	}()
+	if parent.volume != nil && parent.volume.gone {
+		closing = append(closing, &descriptor{fd: fd})
 		return nil, st, unix.ESTALE
 	}
 	n = fs.keys[k]
@@ -124,29 +138,29 @@ func (fs *FS) adopt(parent *node, name string, fd int) (*node, unix.Statx_t, err
 			handle = handleOf(fd)
 		}
 		if len(fs.nodes) >= fs.limits.Nodes {
-			fs.mu.Unlock()
-			_ = unix.Close(fd)
+			closing = append(closing, &descriptor{fd: fd})
 			return nil, st, unix.ENFILE
 		}
-		n = fs.newNode(parent, name, k, &st, handle, fd)
+		n = fs.newNode(parent, name, k, &st, handle)
+	}
+	if m := n.mount; m.top && m.fd < 0 {
+		m.fd, closing = root, nil
 	}
 	n.lookups++
 	n.parent, n.name = parent, name
-	if n.mount.parent != nil && n == n.mount.rootNode {
+	if n.crosses {
 		n.mount.parent, n.mount.name = parent, name
 	}
-	closing := fs.keep(n, &descriptor{fd: fd}, nil)
-	fs.mu.Unlock()
-	closeAll(closing)
+	closing = fs.keep(n, &descriptor{fd: fd}, closing)
 	return n, st, nil
 }
 
 // newNode makes a node that the guest does not refer to yet. fs.mu is held.
-func (fs *FS) newNode(parent *node, name string, k key, st *unix.Statx_t, handle *unix.FileHandle, fd int) *node {
+func (fs *FS) newNode(parent *node, name string, k key, st *unix.Statx_t, handle *unix.FileHandle) *node {
 	fs.lastID++
 	n := &node{
 		id: fs.lastID, key: k, kind: uint32(st.Mode) & unix.S_IFMT, born: st.Btime, handle: handle,
-		opened: make(map[*openFile]struct{}),
+		crosses: parent != nil && parent.key.mount != k.mount,
 	}
 	switch {
 	case parent == nil: // the share's root
@@ -161,18 +175,13 @@ func (fs *FS) newNode(parent *node, name string, k key, st *unix.Statx_t, handle
 		n.volume = v
 	}
 	m := fs.mounts[k.mount]
-	if m == nil || parent != nil && m != parent.mount && (m.volume != n.volume || m.parent != parent || m.name != name) {
+	if m == nil || n.crosses && (m.volume != n.volume || m.parent != parent || m.name != name) {
 		// A mount that was not known, or another one that got the number of one that is gone.
-		m = &mount{id: k.mount, parent: parent, name: name, volume: n.volume, rootNode: n, fd: -1}
-		m.top = parent == nil || parent.mount.parent == nil
-		if m.top {
-			if opened, err := fs.openMount(fd, st); err == nil {
-				m.fd = opened
-			}
+		m = &mount{
+			id: k.mount, volume: n.volume, own: parent == nil, top: parent == nil || parent.mount.own,
+			parent: parent, name: name, fd: -1,
 		}
 		fs.mounts[k.mount] = m
-	} else if parent != nil && m != parent.mount {
-		m.rootNode = n
 	}
 	n.mount = m
 	fs.nodes[n.id], fs.keys[k] = n, n
@@ -267,14 +276,6 @@ func (fs *FS) ForgetVolume(name string) {
 		fs.forgetFile(f)
 	}
 	fs.locksChanged()
-}
-
-// moved tells that a file has another place, or none (name ""), for file systems whose inodes are found
-// by their place.
-func (fs *FS) moved(n *node, parent *node, name string) {
-	fs.mu.Lock()
-	n.parent, n.name = parent, name
-	fs.mu.Unlock()
 }
 
 // at returns the node that a name leads to, if the guest knows it, with a descriptor of it.

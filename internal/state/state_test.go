@@ -235,3 +235,22 @@ func FuzzDecodePod(f *testing.F) {
 		}
 	})
 }
+
+func TestTreesOverlap(t *testing.T) {
+	tree := func(path string, ino uint64) state.Tree { return state.Tree{Path: path, Dev: 1, Ino: ino} }
+	for _, c := range []struct {
+		a, b state.Tree
+		want bool
+	}{
+		{tree("/a", 1), tree("/a", 1), true},
+		{tree("/a", 1), tree("/elsewhere", 1), true}, // by another mount
+		{tree("/a", 1), tree("/a/b", 2), true},
+		{tree("/", 2), tree("/a/b", 3), true},
+		{tree("/a", 1), tree("/ab", 2), false},
+		{tree("/a/b", 1), tree("/a/c", 2), false},
+		{state.Tree{Path: "/a"}, state.Tree{Path: "/b"}, false}, // of an older record
+	} {
+		assert.Equal(t, c.a.Overlaps(c.b), c.want, "%v, %v", c.a, c.b)
+		assert.Equal(t, c.b.Overlaps(c.a), c.want, "%v, %v", c.b, c.a)
+	}
+}

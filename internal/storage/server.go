@@ -103,6 +103,7 @@ func (s *server) start(ctx context.Context, cfg ShareConfig) error {
 	case <-timeout.C:
 		return errors.Join(fmt.Errorf("share server was not ready in %v", readyTimeout), s.stop(context.WithoutCancel(ctx)))
 	case <-s.done:
+		_ = control.Close()
 		if err := s.ended(); err != nil {
 			return err
 		}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"runv/internal/mountns"
+	"runv/internal/sharefs"
 )
 
 const (
@@ -466,5 +467,5 @@ func (s *Share) Close(ctx context.Context) error {
 
 // validName tells whether a container's id can be the name of a directory, and not that of a volume's.
 func validName(id string) bool {
-	return !strings.HasPrefix(id, volumePrefix) && id != "" && id != "." && id != ".." && len(id) <= 255 && !strings.ContainsAny(id, "/\x00")
+	return !strings.HasPrefix(id, sharefs.BindPrefix) && id != "" && id != "." && id != ".." && len(id) <= 255 && !strings.ContainsAny(id, "/\x00")
 }

@@ -280,6 +280,23 @@ func TestShareReadOnly(t *testing.T) {
 }
 
 // Binds of one source are one volume, which stays as long as one of them.
+// What nobody else changes may be cached: the directory's name says so to the server. A bind without that promise has a
+// volume of its own.
+func TestShareExclusiveVolumes(t *testing.T) {
+	s, _ := newShare(t)
+	src := t.TempDir()
+	write(t, src+"/root/x", "")
+	write(t, src+"/data/file", "")
+	var got []string
+	for i, bind := range []storage.Bind{{Exclusive: true}, {}, {Exclusive: true, Recursive: true}, {ReadOnly: true, Recursive: true}, {Recursive: true}} {
+		bind.Source = src + "/data"
+		m, err := s.Add(t.Context(), fmt.Sprint("c", i), storage.Root{Path: src + "/root"}, map[int]storage.Bind{0: bind})
+		assert.NilError(t, err)
+		got = append(got, strings.TrimPrefix(m.Binds[0], storage.GuestDir))
+	}
+	assert.DeepEqual(t, got, []string{"/@1/data", "/@2~coherent/data", "/@3/data", "/@3/data", "/@4~coherent/data"})
+}
+
 func TestShareVolumes(t *testing.T) {
 	s, cfg := newShare(t)
 	src := t.TempDir()

@@ -35,9 +35,6 @@ type volumeKey struct {
 	recursive bool
 }
 
-// volumePrefix begins names below the share that cannot be those of containers.
-const volumePrefix = "@"
-
 // use finds or makes the volume of a bind. Each call is undone by leave. One that can be written to is
 // used for a read-only bind, too: the guest can write there anyway, and makes the bind itself read-only.
 func (s *Share) use(ctx context.Context, b Bind) (_ *volume, err error) {
@@ -59,7 +56,7 @@ func (s *Share) use(ctx context.Context, b Bind) (_ *volume, err error) {
 	if b.IDMap != nil || writableBelow {
 		v.key = volumeKey{} // nobody else's
 	}
-	dir := volumePrefix + strconv.Itoa(s.lastVolume)
+	dir := sharefs.BindPrefix + strconv.Itoa(s.lastVolume)
 	if v.coherent {
 		dir += sharefs.CoherentSuffix
 	}

@@ -87,36 +87,19 @@ func (p *pool) unwatch(fd int) {
 // wake wakes a worker for a queue.
 func (p *pool) wake(index int) { signal(p.bells[index]) }
 
-// start starts the workers and waits until each has run Thread. After an error none is left.
-func (p *pool) start(cfg Config) error {
-	ready := make(chan error, cfg.Workers)
+// start starts the workers.
+func (p *pool) start(cfg Config) {
+	p.idle.Add(int32(cfg.Workers)) //nolint:gosec // a handful
 	for range cfg.Workers {
-		p.wg.Go(func() { p.work(cfg, ready) })
+		p.wg.Go(func() { p.work(cfg) })
 	}
-	var first error
-	for range cfg.Workers {
-		if err := <-ready; first == nil {
-			first = err
-		}
-	}
-	if first != nil {
-		p.stop()
-	}
-	return first
 }
 
-// work is a worker. Its thread ends with it, for Thread may have changed what other goroutines rely on.
-func (p *pool) work(cfg Config, ready chan<- error) {
+// work is a worker. It is locked to its thread, so that the kernel's wake of the thread is all that a request waits for.
+func (p *pool) work(cfg Config) {
 	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	debug.SetPanicOnFault(true) // see mapRegion
-	if cfg.Thread != nil {
-		if err := cfg.Thread(); err != nil {
-			ready <- fmt.Errorf("prepare thread: %w", err)
-			return
-		}
-	}
-	p.idle.Add(1)
-	ready <- nil
 	events := make([]unix.EpollEvent, 1)
 	for {
 		n, err := unix.EpollWait(p.epoll, events, -1)

@@ -27,8 +27,6 @@ type Config struct {
 	// Handle is called with each request, on a worker's thread. It may complete the request at once, or later from
 	// another goroutine. It must not wait for what may never happen: Request.Park is for that. A panic stops the queue.
 	Handle func(*Request)
-	// Thread runs on each worker, which is locked to its thread for good, before its first request; nil: nothing does.
-	Thread func() error
 	Log    *slog.Logger
 }
 
@@ -49,9 +47,7 @@ func Serve(ctx context.Context, conn *net.UnixConn, cfg Config) (err error) {
 	for i := range cfg.Queues {
 		p.queues = append(p.queues, newQueue(i, p, cfg.Log))
 	}
-	if err := p.start(cfg); err != nil {
-		return fmt.Errorf("serve vhost-user: %w", err)
-	}
+	p.start(cfg)
 	defer s.close()
 	interrupt := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer interrupt()

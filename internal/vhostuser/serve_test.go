@@ -4,14 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -144,41 +142,6 @@ func TestParallel(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestThread(t *testing.T) {
-	var threads atomic.Int32
-	tids := make(map[int]bool)
-	var mu sync.Mutex
-	v := serve(t, vhostuser.Config{
-		Workers: 3,
-		Thread: func() error {
-			threads.Add(1)
-			mu.Lock()
-			defer mu.Unlock()
-			tids[unix.Gettid()] = true
-			return nil
-		},
-		Handle: func(r *vhostuser.Request) {
-			mu.Lock()
-			defer mu.Unlock()
-			if !tids[unix.Gettid()] {
-				t.Error("on a thread that was not prepared")
-			}
-			r.Complete(0)
-		},
-	})
-	v.handshake(allFeatures)
-	assert.Equal(t, threads.Load(), int32(3))
-	r := v.ring(1, 8, ringAt, allFeatures)
-	r.describe(0, desc{addr: guestBase + bufferAt, len: 16})
-	for range 100 {
-		r.offer(0)
-		r.result()
-	}
-
-	bad := serve(t, vhostuser.Config{Thread: func() error { return errors.New("no luck") }})
-	assert.Error(t, bad.ended(), "serve vhost-user: prepare thread: no luck")
 }
 
 func TestEnd(t *testing.T) {

@@ -10,13 +10,13 @@ import (
 	"runv/internal/mountns"
 )
 
-// ownRoot tells a test process, executed again by leaveChroot, that its root is its namespace's.
+// ownRoot tells a test process, executed again by LeaveChroot, that its root is its namespace's.
 const ownRoot = "RUNV_TEST_OWN_ROOT"
 
-// leaveChroot makes the root of a test process that is in a chroot the root of a mount namespace of
+// LeaveChroot makes the root of a test process that is in a chroot the root of a mount namespace of
 // its own. In a chroot the oracle is none: the kernel makes no user namespace there, and what runc adds
 // to a container gets the root outside, since entering a namespace leads to its root.
-func leaveChroot() error {
+func LeaveChroot() error {
 	if os.Getenv(ownRoot) != "" {
 		return os.Unsetenv(ownRoot)
 	}

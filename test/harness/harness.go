@@ -39,7 +39,7 @@ func Main(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "these tests boot VMs and make mounts: run them as root")
 		os.Exit(1)
 	}
-	if err := leaveChroot(); err != nil {
+	if err := LeaveChroot(); err != nil {
 		fmt.Fprintln(os.Stderr, "leave the chroot:", err)
 		os.Exit(1)
 	}
