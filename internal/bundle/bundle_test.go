@@ -115,7 +115,7 @@ func TestDefaultSpecIsLikeRunc(t *testing.T) {
 func TestAmbientCapabilities(t *testing.T) {
 	data := with(t, "process.capabilities", `{"bounding":["CAP_KILL","CAP_CHOWN"],"permitted":["CAP_KILL","CAP_CHOWN"],
 		"inheritable":["CAP_CHOWN","CAP_SYS_ADMIN"],"ambient":["CAP_SYS_ADMIN","CAP_KILL","CAP_CHOWN","CAP_KILL","CAP_FLY"]}`)
-	b, err := bundle.Parse([]byte(data), "/bundle")
+	b, err := bundle.Parse(data, "/bundle")
 	assert.NilError(t, err)
 	assert.DeepEqual(t, b.Warnings, []string{
 		`process.capabilities: unknown: ignored: "CAP_FLY"`,
@@ -602,8 +602,8 @@ func TestGuestSpec(t *testing.T) {
 }
 
 func TestGuestSpecTellsOfMadeMountPoints(t *testing.T) {
-	data := []byte(with(t, "mounts", `[{"destination":"/proc","type":"proc"},{"destination":"/new","type":"tmpfs","options":["mode=700"]},
-		{"destination":"/new/","type":"tmpfs"},{"destination":"there","type":"tmpfs"},{"destination":"also","type":"tmpfs"}]`))
+	data := with(t, "mounts", `[{"destination":"/proc","type":"proc"},{"destination":"/new","type":"tmpfs","options":["mode=700"]},
+		{"destination":"/new/","type":"tmpfs"},{"destination":"there","type":"tmpfs"},{"destination":"also","type":"tmpfs"}]`)
 	b, err := bundle.Parse(data, "/bundle")
 	assert.NilError(t, err)
 	b.Made = []string{"/proc", "/new", "/also"}

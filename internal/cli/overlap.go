@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -57,10 +58,8 @@ func writer(store *state.Store, containers []state.Container, podID string, tree
 		if c.PodID == podID || store.Live(c) == state.Stopped {
 			continue
 		}
-		for _, theirs := range c.Writable {
-			if tree.Overlaps(theirs) {
-				return c.ID
-			}
+		if slices.ContainsFunc(c.Writable, tree.Overlaps) {
+			return c.ID
 		}
 	}
 	return ""

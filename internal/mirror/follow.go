@@ -653,7 +653,7 @@ func (m *Mirror) build(n *node, host, dst string, fd int, staged bool, content b
 }
 
 // children opens what is in a directory, one after the other.
-func (m *Mirror) children(n *node, host string, fd int, f func(name, host string, fd int, st fileState) error) error {
+func (m *Mirror) children(host string, fd int, f func(name, host string, fd int, st fileState) error) error {
 	names, err := list(fd, m.set.limits.GrownEntries-m.entries)
 	if err != nil {
 		return err
@@ -678,14 +678,14 @@ func (m *Mirror) children(n *node, host string, fd int, f func(name, host string
 
 // appearBelow lets what is in a new directory appear.
 func (m *Mirror) appearBelow(n *node, host, _ string, fd int, _ bool) error {
-	return m.children(n, host, fd, func(name, host string, fd int, st fileState) error {
+	return m.children(host, fd, func(name, host string, fd int, st fileState) error {
 		return m.appear(n, name, host, fd, st, false)
 	})
 }
 
 // buildBelow makes what is in a directory that nobody can see yet, and then sets its time.
 func (m *Mirror) buildBelow(n *node, host, dst string, fd int, staged bool) error {
-	err := m.children(n, host, fd, func(name, host string, fd int, st fileState) error {
+	err := m.children(host, fd, func(name, host string, fd int, st fileState) error {
 		c := &node{mirror: m, parent: n, name: name, wd: -1, st: st}
 		if err := m.count(c); err != nil {
 			return err

@@ -61,7 +61,7 @@ func (l *looking) lookForNew(n *node, _ string, fd int, _ fileState) error {
 	if !n.isDir() {
 		return nil
 	}
-	return l.children(n, n.path(), fd, func(name, host string, fd int, st fileState) error {
+	return l.children(n.path(), fd, func(name, host string, fd int, st fileState) error {
 		c := n.children[name]
 		if c == nil {
 			if err := l.found(); err != nil {

@@ -208,7 +208,7 @@ func (s *Set) post(f func()) {
 
 // call is a context for a call of the agent: Close ends it.
 func (s *Set) call() (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout) //nolint:forbidigo // it follows the host for nobody's request, until Close
 	stop := make(chan struct{})
 	go func() {
 		select {
@@ -284,10 +284,8 @@ func (s *Set) add(src Source) (*Mirror, error) {
 // and share locks only if both have the share.
 func (s *Set) checkWriters(m *Mirror) error {
 	for container, ids := range s.writable {
-		for _, id := range ids {
-			if m.overlaps(id) {
-				return unfit("container %s may write to it", container)
-			}
+		if slices.ContainsFunc(ids, m.overlaps) {
+			return unfit("container %s may write to it", container)
 		}
 	}
 	return nil

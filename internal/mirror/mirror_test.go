@@ -24,7 +24,7 @@ import (
 	"gotest.tools/v3/poll"
 
 	agentv1 "runv/api/agent/v1"
-	guestmirror "runv/internal/guest/mirror"
+	guestmirror "runv/internal/guest/mirror" //nolint:depguard // the tests put both ends into one process
 	"runv/internal/mirror"
 	"runv/test/harness"
 )

@@ -65,20 +65,6 @@ func (n *node) each(f func(*node)) {
 	}
 }
 
-// find returns what is at a path of the model, or nil.
-func (m *Mirror) find(p string) *node {
-	n := m.root
-	if p == "" || n == nil {
-		return n
-	}
-	for name := range strings.SplitSeq(p, "/") {
-		if n = n.children[name]; n == nil {
-			return nil
-		}
-	}
-	return n
-}
-
 // open opens what is at a path of the tree, O_PATH, through no link and no mount.
 func (m *Mirror) open(p string) (fd int, st fileState, err error) {
 	if p == "" {

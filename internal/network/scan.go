@@ -291,7 +291,7 @@ func (q *requester) addresses(a *netlink.LinkAttrs, keep func(netlink.Addr) bool
 		}
 		if r, removed := q.routeOf(a, m); removed {
 			m.Flags |= unix.IFA_F_NOPREFIXROUTE
-		} else if r != nil && !(len(addr.IP) == net.IPv6len && r.priority == defaultPrefixMetric6) {
+		} else if r != nil && (len(addr.IP) != net.IPv6len || r.priority != defaultPrefixMetric6) {
 			m.Metric = r.priority
 		}
 		if len(addr.IP) == net.IPv4len {

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 	"gotest.tools/v3/assert/cmp"
+	"gotest.tools/v3/poll"
 
 	agentv1 "runv/api/agent/v1"
 	"runv/internal/bundle"
@@ -1011,9 +1012,12 @@ func TestOOMInPodIsToldOfOne(t *testing.T) {
 		}
 		before := events()
 		w.agent.send(&agentv1.Event{ContainerId: id, Kind: &agentv1.Event_Oom{Oom: &agentv1.OOM{Kills: 1}}})
-		for deadline := time.Now().Add(10 * time.Second); events() == before; time.Sleep(time.Millisecond) {
-			assert.Assert(t, time.Now().Before(deadline), "no event")
-		}
+		poll.WaitOn(t, func(poll.LogT) poll.Result {
+			if events() == before {
+				return poll.Continue("no event")
+			}
+			return poll.Success()
+		}, poll.WithDelay(time.Millisecond))
 	}
 	_, err := w.create("web", 1)
 	assert.NilError(t, err)
@@ -1061,9 +1065,12 @@ func TestOOMInPodIsToldOfOne(t *testing.T) {
 
 	oom("web")
 	w.agent.exit("web", "", "", 137)
-	for deadline := time.Now().Add(10 * time.Second); w.cgroup.told.Load() == 0; time.Sleep(time.Millisecond) {
-		assert.Assert(t, time.Now().Before(deadline), "the first container's are not told")
-	}
+	poll.WaitOn(t, func(poll.LogT) poll.Result {
+		if w.cgroup.told.Load() == 0 {
+			return poll.Continue("the first container's are not told")
+		}
+		return poll.Success()
+	}, poll.WithDelay(time.Millisecond))
 	assert.Equal(t, own.told.Load(), int64(1))
 	assert.Equal(t, busy.told.Load(), int64(0))
 }

@@ -1,7 +1,9 @@
 package pod
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 
@@ -35,7 +37,7 @@ func (p *Pod) setScores() {
 // setScore changes the score of a process, which may have ended. Without the right to lower one it stays as it is.
 func (p *Pod) setScore(pid, score int) {
 	path := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
-	if err := os.WriteFile(path, strconv.AppendInt(nil, int64(score), 10), 0); err != nil && !os.IsNotExist(err) {
+	if err := os.WriteFile(path, strconv.AppendInt(nil, int64(score), 10), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		p.log.Debug("set OOM score", "pid", pid, "score", score, "err", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
+	"gotest.tools/v3/poll"
 
 	"runv/internal/sharefs"
 )
@@ -70,7 +71,7 @@ func TestReaderSeesChangeWithOldTime(t *testing.T) {
 	old := time.Unix(1000, 0)
 	assert.NilError(t, os.WriteFile(path, []byte("one"), 0o666))
 	assert.NilError(t, os.Chtimes(path, old, old))
-	time.Sleep(100 * time.Millisecond) // the condition is that the file has been at rest
+	awaitRest(t, path)
 	reader, err := os.Open(filepath.Join(guests[0], "file"))
 	assert.NilError(t, err)
 	defer reader.Close()
@@ -84,11 +85,26 @@ func TestReaderSeesChangeWithOldTime(t *testing.T) {
 		assert.NilError(t, err)
 		assert.NilError(t, writer.Close())
 		assert.NilError(t, os.Chtimes(path, old, old))
-		time.Sleep(100 * time.Millisecond)
+		awaitRest(t, path)
 		_, err = reader.ReadAt(buf, 0)
 		assert.NilError(t, err)
 		assert.Equal(t, string(buf), content)
 	}
+}
+
+// awaitRest waits until the last change of a file is so long ago that another one has other times.
+func awaitRest(t *testing.T, path string) {
+	t.Helper()
+	poll.WaitOn(t, func(poll.LogT) poll.Result {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return poll.Error(err)
+		}
+		if time.Since(time.Unix(st.Ctim.Unix())) < 100*time.Millisecond {
+			return poll.Continue("changed just now")
+		}
+		return poll.Success()
+	}, poll.WithDelay(5*time.Millisecond))
 }
 
 // stat(2) tells the time that the host's file has, whatever the guest's kernel was told for its cache.
@@ -212,7 +228,7 @@ func TestAppendsAreWhole(t *testing.T) {
 			}
 			defer f.Close()
 			for range rounds {
-				if _, err := f.WriteString(fmt.Sprintf("writer %d\n", i)); err != nil {
+				if _, err := fmt.Fprintf(f, "writer %d\n", i); err != nil {
 					t.Error(err)
 					return
 				}

@@ -109,6 +109,7 @@ func serve(listener *net.UnixListener, fs *sharefs.FS, log *slog.Logger) error {
 	if err := listener.Close(); err != nil {
 		return fmt.Errorf("close listener: %w", err)
 	}
+	//nolint:forbidigo // a process's main work, and nothing but its end ends it
 	return vhostuser.Serve(context.Background(), conn, vhostuser.Config{
 		Queues:  queues,
 		Workers: max(minWorkers, 2*runtime.GOMAXPROCS(0)),

@@ -99,7 +99,7 @@ func dropRights() error {
 // allThreads makes a system call on each thread.
 func allThreads(trap, a1, a2 uintptr) error {
 	if _, _, errno := syscall.AllThreadsSyscall6(trap, a1, a2, 0, 0, 0, 0); errno != 0 {
-		return unix.Errno(errno)
+		return errno
 	}
 	return nil
 }

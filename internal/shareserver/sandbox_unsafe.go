@@ -20,7 +20,7 @@ func setCapabilities(keep [2]uint32) error {
 	}
 	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
 	if errno != 0 {
-		return unix.Errno(errno)
+		return errno
 	}
 	return nil
 }

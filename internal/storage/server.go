@@ -170,7 +170,7 @@ func (s *server) forget(volume string) error {
 	if control == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), forgetTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), forgetTimeout) //nolint:forbidigo // Remove undoes, whatever has ended
 	defer cancel()
 	return control.Forget(ctx, volume)
 }

@@ -339,10 +339,10 @@ func TestReset(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			v := serve(t, vhostuser.Config{Handle: upper})
 			v.handshake(allFeatures)
-			r := v.ring(1, 8, ringAt, allFeatures)
+			v.ring(1, 8, ringAt, allFeatures)
 			v.do(kind, nil)
 			clear(v.mem[ringAt : ringAt+0x800])
-			r = v.ring(1, 8, ringAt, allFeatures)
+			r := v.ring(1, 8, ringAt, allFeatures)
 			in, out := v.place(bufferAt, "text", 4)
 			in.next = 1
 			r.describe(0, in)

@@ -55,7 +55,7 @@ func benchFiles(t *table, runv, runc subject, dir string, n int) error {
 		if err != nil {
 			return err
 		}
-		err = s.with("bench", func() error {
+		err = s.with(func() error {
 			for _, row := range rows {
 				times, err := s.scripts(row.script, n)
 				if err != nil {

@@ -145,7 +145,7 @@ func benchRunning(t *table, runv, runc subject, n, size int) error {
 	var got [2]figures
 	for i, s := range []subject{runv, runc} {
 		f := &got[i]
-		err := s.with("bench", func() error {
+		err := s.with(func() error {
 			for range n {
 				began := time.Now()
 				if err := s.run(nil, nil, "exec", "bench", "true"); err != nil {
@@ -195,7 +195,7 @@ func benchIdle(t *table, runv subject, n int) error {
 	var order []string
 	pss := make(map[string][]float64)
 	for range n {
-		err := runv.with("bench", func() error {
+		err := runv.with(func() error {
 			var state struct {
 				PID int `json:"pid"`
 			}
@@ -255,7 +255,8 @@ func (s subject) run(stdin io.Reader, stdout io.Writer, args ...string) error {
 }
 
 // with runs do while a container runs, detached and without stdio.
-func (s subject) with(id string, do func() error) (err error) {
+func (s subject) with(do func() error) (err error) {
+	const id = "bench"
 	cmd := exec.Command(s.argv[0], append(s.argv[1:], "run", "--detach", "--bundle", s.bundle, id)...)
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s run --detach: %w", s.name, err)

@@ -105,7 +105,7 @@ func (s subject) withNetwork(do func() error) (err error) {
 	if err != nil {
 		return err
 	}
-	return s.with("bench", do)
+	return s.with(do)
 }
 
 // iperf measures the throughput of one connection in Mbit/s, as who receives counts it.

@@ -64,7 +64,7 @@ func runChecks(t *testing.T, e *engine) map[string]compare.Sections {
 		seen[c.name] = s
 	}
 	mine := func(c check, alone bool) bool {
-		return c.of(e.name) && c.alone == alone && (*all || slices.Contains(strings.Fields(c.short), e.name)) && !(c.harms && e.runtime != "runv")
+		return c.of(e.name) && c.alone == alone && (*all || slices.Contains(strings.Fields(c.short), e.name)) && (!c.harms || e.runtime == "runv")
 	}
 	if slices.ContainsFunc(checks, func(c check) bool { return c.image && (mine(c, false) || mine(c, true)) }) {
 		e.importSystemd()

@@ -120,7 +120,7 @@ func watchSession(t *testing.T, dir string, cmd *exec.Cmd) (seen []string, took 
 		took = append(took, time.Since(began))
 	}
 	assert.NilError(t, os.Mkdir(filepath.Join(config, "end"), 0o755))
-	for range lines { //nolint:revive // until it ends
+	for range lines { // until it ends
 	}
 	assert.NilError(t, cmd.Wait())
 	return seen, took

@@ -133,9 +133,15 @@ var deviceNodes = []struct {
 	kind         string
 	major, minor int64
 }{
-	{"/dev/loop-control", "c", 10, 237}, {"/dev/loop0", "b", 7, 0}, {"/dev/loop1", "b", 7, 1}, {"/dev/loop7", "b", 7, 7},
-	{"/dev/fuse", "c", 10, 229}, {"/dev/cuse", "c", 10, 203}, {"/dev/net/tun", "c", 10, 200},
-	{"/dev/btrfs-control", "c", 10, 234}, {"/dev/mapper/control", "c", 10, 236},
+	{"/dev/loop-control", "c", 10, 237},
+	{"/dev/loop0", "b", 7, 0},
+	{"/dev/loop1", "b", 7, 1},
+	{"/dev/loop7", "b", 7, 7},
+	{"/dev/fuse", "c", 10, 229},
+	{"/dev/cuse", "c", 10, 203},
+	{"/dev/net/tun", "c", 10, 200},
+	{"/dev/btrfs-control", "c", 10, 234},
+	{"/dev/mapper/control", "c", 10, 236},
 }
 
 func deviceNodesOf() (list []specs.LinuxDevice) {
