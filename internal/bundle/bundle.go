@@ -147,6 +147,11 @@ func Parse(data []byte, bundleDir string) (*Bundle, error) {
 	}
 	b := &Bundle{Dir: filepath.Clean(bundleDir), Spec: spec, Warnings: c.warnings, seccomp: c.filter}
 	b.Rootfs = b.abs(spec.Root.Path)
+	for i := range spec.Mounts {
+		if _, inside := b.inside(i); inside && b.idMapOf(&spec.Mounts[i]) != nil {
+			return nil, c.refused(fmt.Sprintf("mounts[%d]", i), "ids of what an earlier mount shows cannot be mapped: the host has no such files")
+		}
+	}
 	// The limit of what the agent takes is better met here than when a VM runs.
 	size, err := b.guestSize()
 	if err != nil {
@@ -182,12 +187,13 @@ func CheckProcess(p *specs.Process) (warnings []string, err error) {
 	return c.warnings, nil
 }
 
-// Binds lists the bind mounts, in the order of the specification.
+// Binds lists the bind mounts whose sources the host has, in the order of the specification.
 func (b *Bundle) Binds() []Bind {
 	var binds []Bind
 	exclusive := exclusive(b.Spec)
 	for i := range b.Spec.Mounts {
-		if m := &b.Spec.Mounts[i]; isBind(m) {
+		m := &b.Spec.Mounts[i]
+		if _, inside := b.inside(i); isBind(m) && !inside {
 			binds = append(binds, Bind{
 				Index:     i,
 				Source:    b.abs(m.Source),
@@ -201,6 +207,26 @@ func (b *Bundle) Binds() []Bind {
 	return binds
 }
 
+// inside tells of a bind mount whose source lies in the container's own root file system, below an earlier mount: it is what
+// that mount shows there, which only the guest has. The path is absolute, in the root file system.
+func (b *Bundle) inside(i int) (path string, ok bool) {
+	m := &b.Spec.Mounts[i]
+	rest, below := strings.CutPrefix(b.abs(m.Source), strings.TrimSuffix(b.Rootfs, "/")+"/")
+	if !isBind(m) || !below {
+		return "", false
+	}
+	path = "/" + rest
+	return path, covered(path, b.Spec.Mounts[:i])
+}
+
+// covered tells whether a path in the root file system is that of a mount or lies below one.
+func covered(path string, mounts []specs.Mount) bool {
+	return slices.ContainsFunc(mounts, func(m specs.Mount) bool {
+		over := filepath.Join("/", m.Destination)
+		return over != "/" && (path == over || strings.HasPrefix(path, over+"/"))
+	})
+}
+
 // MountPoint is a path in the root file system on which something is mounted.
 type MountPoint struct {
 	Path string // absolute
@@ -211,14 +237,7 @@ type MountPoint struct {
 // mount, that the container's mounts and its working directory need.
 func (b *Bundle) MountPoints() []MountPoint {
 	var points []MountPoint
-	inRoot := func(path string, before []specs.Mount) bool {
-		for i := range before {
-			if over := filepath.Join("/", before[i].Destination); over != "/" && (path == over || strings.HasPrefix(path, over+"/")) {
-				return false
-			}
-		}
-		return path != "/"
-	}
+	inRoot := func(path string, before []specs.Mount) bool { return path != "/" && !covered(path, before) }
 	for i := range b.Spec.Mounts {
 		m := &b.Spec.Mounts[i]
 		path := filepath.Join("/", m.Destination)

@@ -374,6 +374,39 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// What an earlier mount shows in the container's root only the guest can look up.
+func TestBindsOfEarlierMounts(t *testing.T) {
+	data := with(t, "root.path", `"/b/rootfs"`)
+	for i, m := range []string{
+		`{"destination":"/data","source":"/host","options":["bind"]}`,
+		`{"destination":"/a","source":"/b/rootfs/data/x","options":["bind"]}`,
+		`{"destination":"/b","source":"rootfs/data","options":["bind"]}`,
+		`{"destination":"/c","source":"/b/rootfs/database","options":["bind"]}`,
+		`{"destination":"/d","source":"/b/rootfs/later/x","options":["bind"]}`,
+		`{"destination":"/later","source":"/host","options":["bind"]}`,
+	} {
+		data = set(t, data, fmt.Sprintf("mounts[%d]", 7+i), m)
+	}
+	b, err := bundle.Parse(data, "/b")
+	assert.NilError(t, err)
+	binds := map[int]string{}
+	for _, bind := range b.Binds() {
+		binds[bind.Index] = "/share"
+	}
+	assert.DeepEqual(t, binds, map[int]string{7: "/share", 10: "/share", 11: "/share", 12: "/share"})
+	guest, err := b.GuestSpec("/root", binds, nil)
+	assert.NilError(t, err)
+	var s specs.Spec
+	assert.NilError(t, json.Unmarshal(guest, &s))
+	assert.Equal(t, s.Mounts[8].Source, "/root/data/x")
+	assert.Equal(t, s.Mounts[9].Source, "/root/data")
+	assert.Equal(t, s.Mounts[10].Source, "/share")
+	mapped := set(t, data, "mounts[8]", `{"destination":"/a","source":"/b/rootfs/data/x","options":["bind","idmap"],
+		"uidMappings":[{"containerID":0,"hostID":1000,"size":1}],"gidMappings":[{"containerID":0,"hostID":1000,"size":1}]}`)
+	_, err = bundle.Parse(mapped, "/b")
+	assert.ErrorContains(t, err, "mounts[8]: ids of what an earlier mount shows cannot be mapped")
+}
+
 func TestExclusiveBinds(t *testing.T) {
 	data := with(t, "mounts[7]", `{"destination":"/a","source":"/a","options":["bind"]}`)
 	data = set(t, data, "mounts[8]", `{"destination":"/b","source":"/b","options":["bind"]}`)

@@ -28,6 +28,11 @@ func (b *Bundle) GuestSpec(root string, bindSource map[int]string, namespaces ma
 	spec := *b.Spec
 	spec.Root = &specs.Root{Path: root, Readonly: b.Spec.Root.Readonly}
 	spec.Mounts = slices.Clone(b.Spec.Mounts)
+	for i := range spec.Mounts {
+		if inside, ok := b.inside(i); ok {
+			spec.Mounts[i].Source = path.Join(root, inside) // below the root: the guest looks it up when it is there
+		}
+	}
 	for _, bind := range b.Binds() {
 		source := bindSource[bind.Index]
 		if !path.IsAbs(source) {

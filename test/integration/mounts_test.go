@@ -121,6 +121,41 @@ cat /run/x/resolv.conf /etc/abs; find /etc /run ! -type l | sort; ls -d ` + outs
 	}
 }
 
+// TestBindOfEarlierMountLikeRunc binds what earlier mounts show in the container's own root file system, where the host has something
+// else, or nothing.
+func TestBindOfEarlierMountLikeRunc(t *testing.T) {
+	e := harness.New(t)
+	volume := filepath.Join(e.Dir, "volume")
+	assert.NilError(t, os.MkdirAll(filepath.Join(volume, "dir"), 0o755))
+	assert.NilError(t, os.WriteFile(filepath.Join(volume, "dir", "file"), []byte("of the volume\n"), 0o644))
+	all := runtimes(e)
+	saw := make([]harness.Result, len(all))
+	for i, rt := range all {
+		bundle := e.Bundle([]string{"sh", "-c", "cat /copied/file /single /plain; echo kept > /scratch/x && cat /again/x; ls /only; touch /ro/y || echo read-only"})
+		rootfs := filepath.Join(bundle, "rootfs")
+		for name, content := range map[string]string{"data/dir/file": "of the root\n", "tmp/plain": "plain\n"} {
+			assert.NilError(t, os.MkdirAll(filepath.Dir(filepath.Join(rootfs, name)), 0o755))
+			assert.NilError(t, os.WriteFile(filepath.Join(rootfs, name), []byte(content), 0o644))
+		}
+		assert.NilError(t, os.Mkdir(filepath.Join(rootfs, "scratch"), 0o755))
+		e.EditSpec(bundle, func(s *specs.Spec) {
+			bind := func(source, destination string, options ...string) specs.Mount {
+				return specs.Mount{Type: "bind", Source: source, Destination: destination, Options: append([]string{"bind"}, options...)}
+			}
+			s.Mounts = append(s.Mounts, bind(volume, "/data"), specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/scratch"},
+				bind(rootfs+"/data/dir", "/copied"), bind(rootfs+"/data/dir/file", "/single"), bind(rootfs+"/tmp/plain", "/plain"),
+				bind(rootfs+"/scratch", "/again"), bind(rootfs+"/scratch", "/ro", "ro"), bind(rootfs+"/data", "/only"))
+		})
+		anyRunc(e, bundle)
+		saw[i] = harness.Finish(rt.command("run", "--bundle", bundle, "box"))
+	}
+	ours := saw[len(all)-1]
+	assert.Equal(t, ours.Stdout, "of the volume\nof the volume\nplain\nkept\ndir\nread-only\n", ours.Stderr)
+	for i, theirs := range saw {
+		assert.Check(t, cmp.Equal(ours.Stdout, theirs.Stdout), "%s: %s", all[i].name, theirs.Stderr)
+	}
+}
+
 // TestReadOnlyRootParity looks at what a container finds on mount points that were missing from its read-only root, and at
 // paths that are not absolute.
 func TestReadOnlyRootParity(t *testing.T) {

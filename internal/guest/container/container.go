@@ -204,7 +204,7 @@ func (s *Set) Create(ctx context.Context, r *agentv1.CreateRequest, streams stdi
 	}
 	c.paths = []string{spec.Root.Path}
 	for i := range cfg.Container.Mounts {
-		if m := &cfg.Container.Mounts[i]; m.Type == "bind" {
+		if m := &cfg.Container.Mounts[i]; m.Type == "bind" && !m.Inside {
 			c.paths = append(c.paths, m.Source)
 		}
 	}

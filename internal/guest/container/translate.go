@@ -205,7 +205,11 @@ func translateContainer(s *specs.Spec, ns *namespaces) (*stage.Container, error)
 		if strings.HasPrefix(m.Type, "cgroup") && ns.seesGuestCgroups() {
 			m.Type, m.Source = "bind", guestCgroups
 		}
-		c.Mounts = append(c.Mounts, translateMount(m))
+		t := translateMount(m)
+		if inside, ok := strings.CutPrefix(m.Source, s.Root.Path+"/"); ok && t.Type == "bind" {
+			t.Source, t.Inside = "/"+inside, true
+		}
+		c.Mounts = append(c.Mounts, t)
 	}
 	for _, d := range s.Linux.Devices {
 		dev, err := translateDevice(d)

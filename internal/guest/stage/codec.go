@@ -221,6 +221,7 @@ func (m *Mount) code(x *coder) {
 	x.string(&m.Destination)
 	x.string(&m.Type)
 	x.string(&m.Source)
+	x.bool(&m.Inside)
 	integer(x, &m.Flags)
 	x.string(&m.Data)
 	for _, attr := range []*uint64{&m.Set, &m.Clear, &m.RecSet, &m.RecClear} {

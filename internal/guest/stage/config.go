@@ -154,6 +154,7 @@ type Mount struct {
 	Destination string
 	Type        string // "bind" for a bind mount
 	Source      string
+	Inside      bool    // a bind whose source is a path in the container, as it is when the mounts before have been made
 	Flags       uintptr // MS_*, of a new file system or MS_REC of a bind
 	Data        string
 	Set, Clear  uint64    // MOUNT_ATTR_* of a bind

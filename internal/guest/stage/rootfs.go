@@ -126,7 +126,7 @@ func takeTrees(mounts []Mount) (map[int]int, error) {
 		var err error
 		switch m.Type {
 		case "bind":
-			if m.Flags&unix.MS_REMOUNT != 0 {
+			if m.Flags&unix.MS_REMOUNT != 0 || m.Inside {
 				continue
 			}
 			flags := uint(unix.AT_SYMLINK_NOFOLLOW)
@@ -428,6 +428,12 @@ func mountBind(m *Mount, tree int) error {
 	if m.Flags&unix.MS_REMOUNT != 0 {
 		return remount(m)
 	}
+	if m.Inside {
+		var err error
+		if tree, err = takeInside(m); err != nil {
+			return err
+		}
+	}
 	defer unix.Close(tree)
 	if err := setAttr(tree, m.Set, m.Clear, 0); err != nil {
 		return err
@@ -454,6 +460,20 @@ func mountBind(m *Mount, tree int) error {
 		return err
 	}
 	return setPropagation(m)
+}
+
+// takeInside copies what the container has at the source of a bind now.
+func takeInside(m *Mount) (int, error) {
+	source, err := open(m.Source, unix.O_PATH)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(source)
+	flags := uint(unix.AT_EMPTY_PATH)
+	if m.Flags&unix.MS_REC != 0 {
+		flags |= unix.AT_RECURSIVE
+	}
+	return cloneTree(source, "", flags)
 }
 
 // remount changes the mount at the destination.
